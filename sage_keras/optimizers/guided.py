@@ -1,0 +1,494 @@
+"""The mixin that turns a Keras optimizer into a sensitivity-guided one."""
+
+import contextlib
+import math
+import numbers
+import re
+import warnings
+
+import keras
+from keras import ops
+
+from sage_keras import sensitivity as measure
+
+# The published rule scales the learning rate, which these bases do not pass through unchanged.
+_REFUSED_BASES = {
+    "Ftrl": "keeps the learning rate inside its slots, where a scaled one makes it diverge",
+    "ScheduleFreeAdamW": "accumulates the learning rate into the weights of its average",
+    "Adafactor": "caps its update after the learning rate has been chosen",
+    "LossScaleOptimizer": "wraps another optimizer. Wrap the guided one in it instead: "
+    "`keras.optimizers.LossScaleOptimizer(Sage())`",
+    "MultiOptimizer": "wraps other optimizers. Put guided ones in it instead",
+}
+_SUPPORTED_BASES = "SGD, RMSprop, Adagrad, Adadelta, Adam, AdamW, Adamax, Nadam, Lion, Lamb or Muon"
+# In half precision their 1 - beta_2 is lost: 0.999 rounds to 1.
+_NEED_FLOAT32_VARIABLES = ("Adam", "Nadam", "Lamb")
+
+_SLOT_DTYPES = ("float32", "bfloat16")
+_SMALLEST_EPSILON = 2.0**-126  # the smallest normal float32; less is flushed to zero
+_PATHS_SHOWN = 8
+
+
+class SensitivityGuided:
+    """Mixin that guides a Keras optimizer by the sensitivity of each parameter (SAGE).
+
+    Put it before a Keras optimizer in the list of bases, and that optimizer keeps its own rule
+    while the learning rate of every single weight `theta` with gradient `g` is multiplied by
+
+        s = (|I - smoothed| + epsilon) / (smoothed + epsilon),    I = |theta * g|
+
+    where `smoothed` is the exponential moving average of the sensitivity `I`. A weight of steady
+    sensitivity is well trained and slows down; one whose sensitivity varies moves on.
+
+    `g` is the gradient after accumulation, loss unscaling and clipping, and `theta` the weight as
+    the base's own rule sees it, which in Keras is after the step's weight decay. The decay itself
+    is not scaled.
+
+    Any Keras optimizer whose update is linear in the learning rate can be the base: SGD, RMSprop,
+    Adagrad, Adadelta, Adam, AdamW, Adamax, Nadam, Lion, Lamb and Muon. With `momentum` above 0,
+    SGD and RMSprop put each step's already scaled rate into their velocity: a well-defined rule,
+    though not the published one. A base of your own must be linear in the learning rate too, and
+    must take a `learning_rate` tensor of the variable's shape in `update_step`.
+
+    What to expect:
+
+    - The mean of `s` is about 0.4 to 0.6 in fine-tuning, so the learning rate that works is 2 to 5
+      times the one that works for the base.
+    - With `bias_correction=True` the first step moves (almost) nothing, since the first
+      sensitivity equals its own average; without it the first step's scale is
+      `beta_3 / (1 - beta_3)`.
+    - `s` never exceeds `max(1, beta_3 / (1 - beta_3))`: 3 for `beta_3=0.75`.
+    - A weight of exactly zero has no sensitivity and takes the base step (`s` is 1).
+
+    Args:
+        *args: Positional arguments of the base optimizer.
+        beta_3: Float in (0, 1), the decay of the moving average of the sensitivity (`beta0` in the
+            paper). Defaults to `0.75`; 0.6 to 0.9 is the useful range.
+        sensitivity_epsilon: Float above zero that keeps `s` defined where the sensitivity is
+            zero. Defaults to `1e-12`.
+        bias_correction: Boolean, whether the moving average is corrected for having begun at
+            zero. Defaults to `True`.
+        include: `None`, or a list of regular expressions that are searched in `variable.path`.
+            Only variables that match one are guided; the others take the plain base step and own
+            no slot. `TRANSFORMER_BLOCKS` is such a list. Defaults to `None`, every variable.
+        exclude: `None`, or a list of regular expressions. Variables that match one are not
+            guided. Defaults to `None`.
+        sensitivity_dtype: `"float32"` or `"bfloat16"`, the dtype in which the moving average is
+            stored. The computation is in float32 at least. Defaults to `"float32"`.
+        guide: Boolean. `False` measures only: the base trains as it would by itself, and its
+            sensitivities can be looked at. Defaults to `True`.
+        **kwargs: Keyword arguments of the base optimizer.
+
+    Raises:
+        TypeError: Where the class is made, if the base cannot be guided or stands before the
+            mixin; where an object is made, if an argument is of the wrong type.
+        ValueError: If an argument is out of range, or if `include` or `exclude` matches no
+            variable.
+
+    Example:
+
+    >>> import keras
+    >>> import sage_keras
+    >>> @keras.saving.register_keras_serializable(package="my_package")
+    ... class SageLion(sage_keras.SensitivityGuided, keras.optimizers.Lion):
+    ...     pass
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile(optimizer=SageLion(learning_rate=1e-3, beta_3=0.9), loss="mse")
+
+    Reference:
+        - [Liang et al., 2022](https://arxiv.org/abs/2202.02664)
+    """
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        _check_bases(cls)
+
+    def __init__(
+        self,
+        *args,
+        beta_3=0.75,
+        sensitivity_epsilon=1e-12,
+        bias_correction=True,
+        include=None,
+        exclude=None,
+        sensitivity_dtype="float32",
+        guide=True,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        self.beta_3 = _number("beta_3", beta_3, 0.0, 1.0, "0.75")
+        self.sensitivity_epsilon = _number(
+            "sensitivity_epsilon", sensitivity_epsilon, _SMALLEST_EPSILON, math.inf, "1e-12"
+        )
+        self.bias_correction = _boolean("bias_correction", bias_correction)
+        self.include = _patterns("include", include)
+        self.exclude = _patterns("exclude", exclude)
+        self.sensitivity_dtype = _slot_dtype(sensitivity_dtype)
+        self.guide = _boolean("guide", guide)
+
+    def build(self, variables):
+        """Creates the base's slots, and one sensitivity slot for every guided variable.
+
+        Args:
+            variables: List of the variables to train.
+
+        Raises:
+            ValueError: If no pattern of `include`, or none of `exclude`, matches a variable.
+        """
+        if self.built:
+            return
+        variables = list(variables)
+        guided = self._select(variables)
+        self._warn_of_half_precision(variables)
+        super().build(variables)
+        self._sensitivities = [
+            self._add_slot(variable) if chosen else None
+            for variable, chosen in zip(variables, guided)
+        ]
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Measures the variable's sensitivity, then makes the base's step at the guided rate.
+
+        Args:
+            gradient: The gradient of the variable.
+            variable: The variable to update.
+            learning_rate: The learning rate, a scalar.
+        """
+        slot = self._slot(variable)
+        if slot is None:
+            return super().update_step(gradient, variable, learning_rate)
+
+        dense_gradient = _to_dense(gradient)
+        dtype = measure.compute_dtype(variable.dtype)
+        value = measure.sensitivity(ops.cast(variable, dtype), ops.cast(dense_gradient, dtype))
+        average = measure.moving_average(ops.cast(slot, dtype), value, self.beta_3)
+        if self.guide:
+            smoothed = average
+            if self.bias_correction:
+                step = ops.cast(self.iterations + 1, dtype)
+                smoothed = measure.bias_corrected(average, self.beta_3, step)
+            scale = measure.learning_rate_scale(value, smoothed, self.sensitivity_epsilon)
+            learning_rate = ops.multiply(learning_rate, scale)
+            gradient = dense_gradient
+        self.assign(slot, average)
+        super().update_step(gradient, variable, learning_rate)
+
+    @property
+    def sensitivities(self):
+        """The moving averages of the sensitivity, by variable path.
+
+        A dict of `variable.path` to the optimizer's variable, guided variables only. It holds
+        the averages as stored, not bias-corrected. Where a path occurs again the later ones are
+        called `path#1`, `path#2` and so on. A `tf.Variable` has no path and goes by its name.
+        Empty before the optimizer is built.
+        """
+        if not self.built:
+            return {}
+        names = _unique(_path(variable) for variable in self._trainable_variables)
+        return {name: slot for name, slot in zip(names, self._sensitivities) if slot is not None}
+
+    def sensitivity(self, variable):
+        """The bias-corrected moving average of a variable's sensitivity.
+
+        It is corrected whatever `bias_correction` says, so that figures of different steps and
+        optimizers compare. Zeros before the first step.
+
+        Args:
+            variable: A guided variable of this optimizer.
+
+        Returns:
+            A tensor of the variable's shape, float32 or float64.
+
+        Raises:
+            ValueError: If the optimizer is not built or does not guide this variable.
+        """
+        slot = None
+        if self.built and self._var_key(variable) in self._trainable_variables_indices:
+            slot = self._slot(variable)
+        if slot is None:
+            raise ValueError(
+                "Argument `variable` must be one that this optimizer guides: build the optimizer, "
+                "then pass a variable that `optimizer.sensitivities` names. "
+                f"Received: variable={_path(variable)}"
+            )
+        dtype = measure.compute_dtype(variable.dtype)
+        step = ops.maximum(ops.cast(self.iterations, dtype), 1)
+        return measure.bias_corrected(ops.cast(slot, dtype), self.beta_3, step)
+
+    def summary(self, print_fn=print):
+        """Prints which variables are guided.
+
+        Args:
+            print_fn: Function that is called with each line. Defaults to `print`.
+        """
+        print_fn(repr(self))
+        if not self.built:
+            return
+        names = _unique(_path(variable) for variable in self._trainable_variables)
+        width = max(len(name) for name in names)
+        for name, variable, slot in zip(names, self._trainable_variables, self._sensitivities):
+            mark = "plain" if slot is None else "guided"
+            print_fn(f"  {mark:<6}  {name:<{width}}  {tuple(variable.shape)}")
+
+    def get_config(self):
+        """Returns the base's configuration and the arguments of the guidance."""
+        config = super().get_config()
+        config.update(
+            {
+                "beta_3": self.beta_3,
+                "sensitivity_epsilon": self.sensitivity_epsilon,
+                "bias_correction": self.bias_correction,
+                "include": None if self.include is None else list(self.include),
+                "exclude": None if self.exclude is None else list(self.exclude),
+                "sensitivity_dtype": self.sensitivity_dtype,
+                "guide": self.guide,
+            }
+        )
+        return config
+
+    def load_own_variables(self, store):
+        """Loads the state from `store`, whole or not at all.
+
+        Keras saves slots by position, and which slots there are depends on `include`, `exclude`
+        and the class.
+
+        Args:
+            store: Dict of position to array.
+
+        Raises:
+            ValueError: If the saved state is of another optimizer or another choice of variables.
+        """
+        saved_before_build = len(store.keys()) <= 2  # iterations and the learning rate
+        if self.built and not saved_before_build:
+            self._check_state(store)
+        super().load_own_variables(store)
+
+    def __repr__(self):
+        guided = "not built"
+        if self.built:
+            count = sum(slot is not None for slot in self._sensitivities)
+            guided = f"guides {count} of {len(self._sensitivities)} variables"
+        settings = ", ".join(
+            f"{name}={getattr(self, name)!r}"
+            for name in ("beta_3", "bias_correction", "include", "exclude", "guide")
+        )
+        return f"<{type(self).__name__}({settings}), {guided}>"
+
+    def _slot(self, variable):
+        return self._sensitivities[self._get_variable_index(variable)]
+
+    def _select(self, variables):
+        """Which of the variables are guided, as a list of booleans."""
+        paths = [_path(variable) for variable in variables]
+        included = _matches("include", self.include, paths, default=True)
+        excluded = _matches("exclude", self.exclude, paths, default=False)
+        return [
+            yes and not no and not self._overwrite_variable_with_gradient(variable)
+            for yes, no, variable in zip(included, excluded, variables)
+        ]
+
+    def _warn_of_half_precision(self, variables):
+        names = {keras.backend.standardize_dtype(variable.dtype) for variable in variables}
+        bases = tuple(getattr(keras.optimizers, name) for name in _NEED_FLOAT32_VARIABLES)
+        for name in sorted(names & {"float16", "bfloat16"}):
+            if isinstance(self, bases):
+                warnings.warn(
+                    f"{type(self).__name__} cannot train {name} variables: `1 - beta_2` is lost "
+                    "in their precision, in the Keras optimizer that it builds on too. Use "
+                    f'`keras.mixed_precision.set_global_policy("mixed_{name}")`, which computes '
+                    f"in {name} and keeps the variables in float32.",
+                    stacklevel=3,
+                )
+
+    def _add_slot(self, variable):
+        # add_variable_from_reference would take the variable's dtype, and not let us choose.
+        with _on_device_of(self, variable):
+            return self.add_variable(
+                shape=variable.shape,
+                dtype=self.sensitivity_dtype,
+                layout=getattr(variable, "_layout", None),
+                name=f"{re.sub('[/:]', '_', _path(variable))}_sensitivity",
+            )
+
+    def _filter_empty_gradients(self, grads, vars):
+        # Before Keras scales and clips: the norm of a sparse gradient counts duplicate rows apart.
+        grads, variables = super()._filter_empty_gradients(grads, vars)
+        if self.guide:
+            grads = [
+                gradient if self._slot(variable) is None else _to_dense(gradient)
+                for gradient, variable in zip(grads, variables)
+            ]
+        return grads, variables
+
+    def _check_state(self, store):
+        advice = (
+            f"Create {type(self).__name__} with the `include`, `exclude` and base that it had "
+            "when its state was saved, or load into an optimizer that is not built yet to load "
+            "the model's weights alone."
+        )
+        if len(store.keys()) != len(self.variables):
+            raise ValueError(
+                f"The saved state has {len(store.keys())} variables, this optimizer "
+                f"({self!r}) has {len(self.variables)}. {advice}"
+            )
+        for i, variable in enumerate(self.variables):
+            if tuple(store[str(i)].shape) != tuple(variable.shape):
+                raise ValueError(
+                    f"The saved state has the shape {tuple(store[str(i)].shape)} where this "
+                    f"optimizer ({self!r}) has {variable.path} of shape {tuple(variable.shape)}. "
+                    f"{advice}"
+                )
+
+
+def guided_optimizers(optimizer):
+    """The guided optimizers in an optimizer, wrapped ones included.
+
+    Args:
+        optimizer: A Keras optimizer: a guided one, or a `LossScaleOptimizer` or `MultiOptimizer`
+            that may hold some, or any other.
+
+    Returns:
+        List of `SensitivityGuided` optimizers, empty if there is none.
+
+    Example:
+
+    >>> import keras
+    >>> import sage_keras
+    >>> wrapped = keras.optimizers.LossScaleOptimizer(sage_keras.Sage())
+    >>> [type(optimizer).__name__ for optimizer in sage_keras.guided_optimizers(wrapped)]
+    ['Sage']
+    """
+    if isinstance(optimizer, SensitivityGuided):
+        return [optimizer]
+    inner = [getattr(optimizer, "inner_optimizer", None), *getattr(optimizer, "optimizers", [])]
+    return [guided for one in inner if one is not None for guided in guided_optimizers(one)]
+
+
+def _to_dense(gradient):
+    """A gradient as one dense tensor.
+
+    TensorFlow gives embeddings `tf.IndexedSlices`, in which a row that was looked up twice stands
+    twice; |theta * g| needs their sum. `keras.ops` leaves the duplicates apart.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return gradient
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(gradient)
+
+
+def _on_device_of(optimizer, variable):
+    """A scope that places a new slot with its variable, which only TensorFlow has to be told."""
+    strategy = getattr(optimizer, "_distribution_strategy", None)
+    if strategy is None:
+        return contextlib.nullcontext()
+    return strategy.extended.colocate_vars_with(getattr(variable, "value", variable))
+
+
+def _path(variable):
+    return getattr(variable, "path", None) or variable.name
+
+
+def _unique(names):
+    seen = {}
+    unique = []
+    for name in names:
+        seen[name] = seen.get(name, -1) + 1
+        unique.append(f"{name}#{seen[name]}" if seen[name] else name)
+    return unique
+
+
+def _check_bases(cls):
+    order = f"`class {cls.__name__}(SensitivityGuided, keras.optimizers.AdamW)`"
+    if not issubclass(cls, keras.optimizers.Optimizer):
+        raise TypeError(
+            f"`{cls.__name__}` has no Keras optimizer among its bases. Write {order}, with "
+            f"{_SUPPORTED_BASES} as the base."
+        )
+    for base in cls.__mro__[: cls.__mro__.index(SensitivityGuided)]:
+        if issubclass(base, keras.optimizers.Optimizer) and not issubclass(base, SensitivityGuided):
+            raise TypeError(
+                f"`SensitivityGuided` must come before `{base.__name__}` in the bases of "
+                f"`{cls.__name__}`, or its update would never be called. Write {order}."
+            )
+    for name, reason in _REFUSED_BASES.items():
+        base = getattr(keras.optimizers, name, None)
+        if base is not None and issubclass(cls, base):
+            raise TypeError(
+                f"`{cls.__name__}` cannot be guided: its base `{name}` {reason}. "
+                f"Use {_SUPPORTED_BASES} as the base."
+            )
+
+
+def _matches(argument, patterns, paths, default):
+    if patterns is None:
+        return [default] * len(paths)
+    matched = [any(re.search(pattern, path) for pattern in patterns) for path in paths]
+    if not any(matched):
+        shown = "\n  ".join(paths[:_PATHS_SHOWN])
+        more = len(paths) - _PATHS_SHOWN
+        rest = f"\n  and {more} more" if more > 0 else ""
+        raise ValueError(
+            f"Argument `{argument}` matches no variable. Pass regular expressions that are found "
+            f"in the path of one, or None. Received: {argument}={list(patterns)}. "
+            f"The variables are:\n  {shown}{rest}"
+        )
+    return matched
+
+
+def _number(argument, value, low, high, example):
+    # A NaN fails every comparison, and so is refused.
+    ok = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not ok:
+        raise TypeError(
+            f"Argument `{argument}` must be a float, such as {example}. "
+            f"Received: {argument}={value!r} (of type {type(value).__name__})"
+        )
+    if not low < value < high:
+        raise ValueError(
+            f"Argument `{argument}` must be above {low:g} and below {high:g}, such as {example}. "
+            f"Received: {argument}={value!r}"
+        )
+    return float(value)
+
+
+def _boolean(argument, value):
+    if not isinstance(value, bool):
+        raise TypeError(
+            f"Argument `{argument}` must be True or False. "
+            f"Received: {argument}={value!r} (of type {type(value).__name__})"
+        )
+    return value
+
+
+def _patterns(argument, value):
+    if value is None:
+        return None
+    if not isinstance(value, (list, tuple)) or not all(isinstance(p, str) for p in value):
+        raise TypeError(
+            f"Argument `{argument}` must be None or a list of regular expressions, such as "
+            f'{argument}=["attention", "kernel$"]. Received: {argument}={value!r}'
+        )
+    if not value:
+        raise ValueError(
+            f"Argument `{argument}` must not be an empty list. To {argument} nothing in "
+            f"particular, write {argument}=None. Received: {argument}={value!r}"
+        )
+    for pattern in value:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"Argument `{argument}` holds a malformed regular expression ({error}). Escape "
+                f"special characters with a backslash. Received: {argument}={value!r}"
+            ) from error
+    return tuple(value)
+
+
+def _slot_dtype(value):
+    if value not in _SLOT_DTYPES:
+        raise ValueError(
+            'Argument `sensitivity_dtype` must be "float32" or "bfloat16". '
+            f"Received: sensitivity_dtype={value!r}"
+        )
+    return value
