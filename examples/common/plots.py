@@ -1,0 +1,39 @@
+"""Plots that the examples share, each drawn on axes that the caller owns."""
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+
+def plot_validation_curves(axes, curves):
+    """Draws the validation accuracy by epoch.
+
+    Args:
+        axes: Matplotlib axes.
+        curves: Dict of label to a list of accuracies, one for each epoch.
+    """
+    for label, accuracies in curves.items():
+        axes.plot(range(1, len(accuracies) + 1), accuracies, marker="o", label=label)
+    axes.set(title="Validation accuracy", xlabel="epoch", ylabel="accuracy")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def plot_sensitivity_histogram(axes, values):
+    """Draws how many parameters have which sensitivity, in logarithmic bins.
+
+    Parameters of no sensitivity have no place on that scale: they are counted in the title.
+
+    Args:
+        axes: Matplotlib axes.
+        values: Array of sensitivities, none of them negative.
+    """
+    positive = values[values > 0]
+    zeros = values.size - positive.size
+    title = f"Sensitivity of {values.size:,} parameters ({zeros:,} at zero)"
+    axes.set(title=title, xlabel="|weight x gradient|, averaged", ylabel="parameters")
+    if positive.size:
+        bins = np.logspace(np.log10(positive.min()), np.log10(positive.max()), 61)
+        axes.hist(positive, bins=bins)
+        axes.set_xscale("log")
+    axes.grid(alpha=0.3)

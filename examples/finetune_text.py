@@ -1,0 +1,267 @@
+"""Fine-tunes a pre-trained text encoder with AdamW and with Sage, side by side.
+
+    python examples/finetune_text.py
+    python examples/finetune_text.py --quick --text "A film to remember."
+    python examples/finetune_text.py --preset bert_base_en --dataset glue/mrpc
+
+Both optimizers start from the same weights and see the same batches. The script prints one table,
+draws both validation curves and the final sensitivities into one picture, saves the better model,
+loads it again, and lets it classify the sentences given with `--text`.
+"""
+
+import argparse
+import dataclasses
+import math
+import pathlib
+import time
+
+import keras
+import keras_hub
+import numpy as np
+from common.downloads import UnavailableError
+from common.encoders import minilm_folder
+from common.plots import plot_sensitivity_histogram, plot_validation_curves
+from common.text import movie_snippets, tfds_text
+from keras import ops
+from matplotlib.figure import Figure
+
+from sage_keras import TRANSFORMER_BLOCKS, Sage, guided_optimizers
+from sage_keras import sensitivity as measure
+
+MINILM = "all-MiniLM-L6-v2"
+SNIPPETS = "movie-snippets"
+QUICK = {"train_size": 320, "validation_size": 160, "epochs": 1}
+
+
+class EpochRecorder(keras.callbacks.Callback):
+    """Records, for every epoch, its seconds and the mean learning-rate scale of its last step.
+
+    Attributes:
+        seconds: List of floats, training and validation.
+        scales: List of floats, over all guided parameters; empty if there are none.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.seconds = []
+        self.scales = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._began = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seconds.append(time.perf_counter() - self._began)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == self.params["steps"] - 1:
+            # Copies: the step writes into the slots, or frees them.
+            self._previous = [
+                [ops.copy(slot) for slot in optimizer.sensitivities.values()]
+                for optimizer in guided_optimizers(self.model.optimizer)
+            ]
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch != self.params["steps"] - 1:
+            return
+        total = count = 0
+        for optimizer, previous in zip(guided_optimizers(self.model.optimizer), self._previous):
+            for slot, previous_average in zip(optimizer.sensitivities.values(), previous):
+                scale = _learning_rate_scale(optimizer, slot, previous_average)
+                total += float(ops.sum(scale))
+                count += math.prod(slot.shape)
+        if count:
+            self.scales.append(total / count)
+
+
+def _learning_rate_scale(optimizer, average, previous_average):
+    value = measure.last_value(average, previous_average, optimizer.beta_3)
+    step = ops.cast(optimizer.iterations, "float32")
+    smoothed = measure.bias_corrected(average, optimizer.beta_3, step)
+    return measure.learning_rate_scale(value, smoothed, optimizer.sensitivity_epsilon)
+
+
+@dataclasses.dataclass
+class Run:
+    """What came of one optimizer."""
+
+    classifier: keras.Model
+    accuracies: list
+    seconds: list
+    scales: list
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
+    try:
+        data = load_data(options)
+        preset = minilm_folder() if options.preset == MINILM else options.preset
+    except (UnavailableError, ValueError) as error:
+        raise SystemExit(f"finetune_text.py: {error}") from error
+    preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(
+        preset, sequence_length=options.sequence_length
+    )
+    runs = {
+        optimizer.name: train(optimizer, preset, preprocessor, data, options)
+        for optimizer in make_optimizers(options)
+    }
+    print_table(runs)
+
+    options.output.mkdir(parents=True, exist_ok=True)
+    draw(runs, options.output / "finetune_text.png")
+    better = max(runs, key=lambda name: runs[name].accuracies[-1])
+    path = options.output / "finetune_text.keras"
+    save(runs[better].classifier, preprocessor, path)
+    print(f"Saved the model of {better} as {path}")
+
+    reloaded = keras.saving.load_model(path)
+    predicted = classify(reloaded, data.validation.texts).argmax(axis=-1)
+    print(f"Loaded again, validation accuracy {np.mean(predicted == data.validation.labels):.4f}")
+    print_classes(reloaded, options.text, data.class_names)
+
+
+def load_data(options):
+    sizes = {"train_size": options.train_size, "validation_size": options.validation_size}
+    if options.dataset == SNIPPETS:
+        return movie_snippets(**sizes, seed=options.seed)
+    return tfds_text(options.dataset, options.data_dir, **sizes)
+
+
+def make_optimizers(options):
+    """AdamW and Sage, each at its own learning rate, otherwise alike."""
+    steps = options.epochs * math.ceil(options.train_size / options.batch_size)
+    warmup_steps = math.ceil(0.1 * steps)
+
+    def arguments(learning_rate):
+        schedule = keras.optimizers.schedules.CosineDecay(
+            0.0,
+            decay_steps=steps - warmup_steps,
+            warmup_target=learning_rate,
+            warmup_steps=warmup_steps,
+        )
+        return {"learning_rate": schedule, "weight_decay": 0.01, "global_clipnorm": 1.0}
+
+    return [
+        keras.optimizers.AdamW(**arguments(options.learning_rate), name="AdamW"),
+        Sage(
+            **arguments(options.sage_learning_rate),
+            beta_3=options.beta_3,
+            include=TRANSFORMER_BLOCKS,
+            name="Sage",
+        ),
+    ]
+
+
+def train(optimizer, preset, preprocessor, data, options):
+    """Trains a classifier from the preset's weights; the seed makes all runs begin alike."""
+    print(f"\n{optimizer.name}", flush=True)
+    keras.utils.set_random_seed(options.seed)
+    classifier = keras_hub.models.TextClassifier.from_preset(
+        preset, num_classes=len(data.class_names), preprocessor=None
+    )
+    classifier.compile(
+        optimizer=optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+    )
+    recorder = EpochRecorder()
+    history = classifier.fit(
+        tokenize(preprocessor, data.train.texts),
+        data.train.labels,
+        validation_data=(tokenize(preprocessor, data.validation.texts), data.validation.labels),
+        batch_size=options.batch_size,
+        epochs=options.epochs,
+        callbacks=[recorder],
+    )
+    accuracies = history.history["val_accuracy"]
+    return Run(classifier, accuracies, recorder.seconds, recorder.scales)
+
+
+def tokenize(preprocessor, texts):
+    """Arrays of token ids and masks, made once and outside the model."""
+    return keras.tree.map_structure(np.asarray, preprocessor(texts))
+
+
+def print_table(runs):
+    epochs = len(next(iter(runs.values())).accuracies)
+    header = [f"epoch {epoch + 1}" for epoch in range(epochs)]
+    rows = [["optimizer", *header, "final", "s/epoch", "mean scale"]]
+    for name, run in runs.items():
+        accuracies = [f"{accuracy:.4f}" for accuracy in [*run.accuracies, run.accuracies[-1]]]
+        scale = f"{np.mean(run.scales):.3f}" if run.scales else "-"
+        rows.append([name, *accuracies, f"{np.mean(run.seconds):.1f}", scale])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    print()
+    for row in rows:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths)))
+    print()
+
+
+def draw(runs, path):
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    curves, histogram = figure.subplots(1, 2)
+    plot_validation_curves(curves, {name: run.accuracies for name, run in runs.items()})
+    plot_sensitivity_histogram(histogram, final_sensitivities(runs["Sage"].classifier))
+    figure.savefig(path, dpi=100)
+    print(f"Drew {path}")
+
+
+def final_sensitivities(classifier):
+    """The bias-corrected sensitivities of all guided parameters, as one array."""
+    return np.concatenate(
+        [
+            np.ravel(ops.convert_to_numpy(measure.bias_corrected(slot, optimizer.beta_3, step)))
+            for optimizer in guided_optimizers(classifier.optimizer)
+            for step in [ops.cast(optimizer.iterations, "float32")]
+            for slot in optimizer.sensitivities.values()
+        ]
+    )
+
+
+def save(classifier, preprocessor, path):
+    """Saves the classifier with its preprocessor, so that it reads plain sentences."""
+    classifier.preprocessor = preprocessor
+    classifier.save(path)
+
+
+def classify(classifier, texts):
+    """The probability of each class, by sentence."""
+    logits = classifier.predict(texts, verbose=0)
+    return ops.convert_to_numpy(ops.softmax(logits))
+
+
+def print_classes(classifier, texts, class_names):
+    for text, probabilities in zip(texts, classify(classifier, texts)) if texts else ():
+        best = int(probabilities.argmax())
+        print(f"{class_names[best]} ({probabilities[best]:.3f}): {text}")
+
+
+def parse_arguments(arguments):
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--preset", default=MINILM, help="a keras-hub preset or the folder of one")
+    add("--dataset", default=SNIPPETS, help="that, or a set of TFDS such as glue/sst2")
+    add("--data-dir", help="where TFDS keeps its sets (default: its own)")
+    add("--learning-rate", type=float, default=1e-4, help="that of AdamW")
+    add("--sage-learning-rate", type=float, default=3e-4, help="that of Sage")
+    add("--beta-3", type=float, default=0.75, help="decay of Sage's moving average")
+    add("--epochs", type=int, default=2, help="passes over the training data")
+    add("--batch-size", type=int, default=32, help="sentences in a step")
+    add("--sequence-length", type=int, default=40, help="tokens kept of a sentence")
+    add("--train-size", type=int, default=1600, help="sentences to train on")
+    add("--validation-size", type=int, default=800, help="other sentences to judge by")
+    add("--seed", type=int, default=0, help="of the new head, dropout, and the order of the data")
+    add("--output", type=pathlib.Path, default="results/finetune_text", help="where files go")
+    add("--text", action="append", default=[], help="a sentence to classify; repeatable")
+    add("--quick", action="store_true", help=f"a trial run: {QUICK}")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        parser.set_defaults(**QUICK)
+        options = parser.parse_args(arguments)
+    return options
+
+
+if __name__ == "__main__":
+    main()
