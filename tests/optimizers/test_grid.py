@@ -1,0 +1,212 @@
+"""One grid for every class: how it runs, in what precision, and with which feature of Keras.
+
+Every cell trains the same small linear model, whose gradients can be written down, and is held
+against the float64 twin, figure by figure.
+"""
+
+import keras
+import numpy as np
+import pytest
+import twin
+from modes import BACKEND, Runner
+
+import sage_keras
+
+LEARNING_RATE = 0.05
+BATCH, STEPS = 8, 6
+EMA_MOMENTUM = 0.9
+DECAY_STEPS = 3
+
+FEATURES = {
+    "plain": {},
+    "clip": {"global_clipnorm": 0.5},
+    "ema": {"use_ema": True, "ema_momentum": EMA_MOMENTUM},
+    "accumulation": {"gradient_accumulation_steps": 2},
+    "schedule": {},
+}
+# The distance allowed to the twin, as a share of the way that the weights went. The low
+# precisions round the gradients, and s feels the rounding of a steady gradient most.
+TOLERANCE = {"float32": 1e-4, "mixed_float16": 2e-2, "mixed_bfloat16": 1e-1, "bfloat16": 3e-1}
+# What `fit` can be on each backend. Torch's compiler takes 10 s and more for Keras's whole train
+# step, so there one cell is fitted compiled and `test_compiled_step` has every class and feature.
+FIT_MODES = {
+    "tensorflow": ("eager", "graph", "xla"),
+    "jax": ("eager", "xla"),
+    "torch": ("eager",),
+}[BACKEND]
+CELLS = [
+    (name, precision)
+    for name in twin.TWINS
+    for precision in TOLERANCE
+    # Keras's Adam family does not move bfloat16 variables: 0.999 rounds to 1.
+    if precision != "bfloat16" or name in ("SageAdamax", "SageSGD")
+]
+
+
+@pytest.fixture
+def policy(request):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(request.param)
+    yield request.param
+    keras.config.set_dtype_policy(before)
+
+
+def job():
+    random = np.random.default_rng(0)
+    x = random.normal(size=(BATCH * STEPS, 4)).astype("float32")
+    y = (x @ random.normal(size=(4, 3)) + random.normal(size=(BATCH * STEPS, 3))).astype("float32")
+    start = [random.normal(size=(4, 3)).astype("float32"), np.float32([0.5, -0.5, 1.0])]
+    return x, y, start
+
+
+def batch_gradients(x, y, kernel, bias):
+    error = 2 * (x @ kernel + bias - y) / y.size
+    return [x.T @ error, error.sum(axis=0)]
+
+
+def twin_fit(optimizer, feature):
+    x, y, start = job()
+    rate = LEARNING_RATE
+    if feature == "schedule":
+        rate = lambda step: LEARNING_RATE * 0.5 ** (step / DECAY_STEPS)  # noqa: E731
+    ones = [
+        twin.TWINS[type(optimizer).__name__](
+            w,
+            learning_rate=rate,
+            bias_correction=optimizer.bias_correction,
+            weight_decay=optimizer.weight_decay or 0.0,
+        )
+        for w in start
+    ]
+    averages = None
+    together = 2 if feature == "accumulation" else 1
+    for step in range(0, STEPS, together):
+        gradients = [
+            batch_gradients(*_batch(x, y, step + i), *[one.weight for one in ones])
+            for i in range(together)
+        ]
+        gradients = [np.mean(parts, axis=0) for parts in zip(*gradients)]
+        if feature == "clip":
+            gradients = twin.clip_by_global_norm(gradients, FEATURES["clip"]["global_clipnorm"])
+        for one, gradient in zip(ones, gradients):
+            one.step(gradient)
+        weights = [one.weight for one in ones]
+        averages = [
+            EMA_MOMENTUM * old + (1 - EMA_MOMENTUM) * new
+            for old, new in zip(averages or weights, weights)
+        ]
+    return averages if feature == "ema" else weights
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("mode", FIT_MODES)
+@pytest.mark.parametrize(("name", "policy"), CELLS, indirect=["policy"])
+def test_fit(name, policy, mode, feature, monkeypatch):
+    compilations = Compilations(getattr(sage_keras, name), monkeypatch)
+    fit_and_compare(name, policy, mode, feature, compilations)
+    if mode != "eager":
+        compilations.assert_first_steps_only()
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="the cells of test_fit have it on other backends")
+def test_compiled_fit_on_torch(monkeypatch):
+    compilations = Compilations(sage_keras.Sage, monkeypatch)
+    fit_and_compare("Sage", "float32", "xla", "plain", compilations)
+    compilations.assert_first_steps_only()
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("name", twin.TWINS)
+def test_compiled_step(name, feature):
+    optimizer = make_optimizer(name, feature)
+    x, y, start = job()
+    variables = [keras.Variable(w, name=f"weight_{i}") for i, w in enumerate(start)]
+    # Generating C++ for every cell would take torch minutes; the twin's test does it.
+    runner = Runner(optimizer, variables, "graph" if BACKEND == "torch" else "xla")
+    compilations = []
+    for step in range(STEPS):
+        gradients = batch_gradients(*_batch(x, y, step), *runner.weights())
+        runner.step([gradient.astype("float32") for gradient in gradients])
+        compilations.append(runner.compilations)
+    optimizer.finalize_variable_values(variables)
+
+    assert_near(runner.weights(), twin_fit(optimizer, feature), start, TOLERANCE["float32"])
+    if BACKEND == "torch" and feature == "accumulation":
+        # Keras's condition breaks the graph in pieces; two steps have seen both of its branches.
+        assert compilations[1] == compilations[-1]
+    else:
+        assert compilations == [1] * STEPS
+
+
+def make_optimizer(name, feature):
+    rate = LEARNING_RATE
+    if feature == "schedule":
+        rate = keras.optimizers.schedules.ExponentialDecay(rate, DECAY_STEPS, decay_rate=0.5)
+    return getattr(sage_keras, name)(learning_rate=rate, **FEATURES[feature])
+
+
+def fit_and_compare(name, policy, mode, feature, compilations):
+    optimizer = make_optimizer(name, feature)
+    x, y, start = job()
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.set_weights(start)
+    model.compile(
+        loss="mse",
+        # Keras's own first loss scale overflows on purpose and skips the first steps.
+        optimizer=keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=64.0)
+        if policy == "mixed_float16"
+        else optimizer,
+        run_eagerly=mode == "eager",
+        jit_compile=mode == "xla",
+    )
+
+    model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[compilations])
+
+    assert_near(model.get_weights(), twin_fit(optimizer, feature), start, TOLERANCE[policy])
+
+
+def assert_near(weights, expected, start, tolerance):
+    way = max(np.max(np.abs(after - before)) for after, before in zip(expected, start))
+    for weight, target in zip(weights, expected):
+        assert np.max(np.abs(weight.astype("float64") - target)) <= tolerance * way
+
+
+class Compilations(keras.callbacks.Callback):
+    """Counts, step by step, how often the update has been compiled."""
+
+    def __init__(self, optimizer_class, monkeypatch):
+        super().__init__()
+        self.update_steps = 0
+        self.by_step = []
+        update_step = optimizer_class.update_step
+
+        def counted(optimizer, *args):
+            self.update_steps += 1
+            return update_step(optimizer, *args)
+
+        if BACKEND == "torch":  # its compiler would replay the count with every step
+            import torch
+
+            torch._dynamo.reset()
+            torch._dynamo.utils.counters.clear()
+        else:
+            monkeypatch.setattr(optimizer_class, "update_step", counted)
+
+    def on_train_batch_end(self, batch, logs=None):
+        count = self.update_steps  # a trace runs the Python code, a step does not
+        if BACKEND == "torch":
+            import torch
+
+            count = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        self.by_step.append(count)
+
+    def assert_first_steps_only(self):
+        # Torch compiles again in the second step, where Keras has filled a cache of its own.
+        settled = 2 if BACKEND == "torch" else 1
+        assert len(self.by_step) == STEPS
+        assert 0 < self.by_step[settled - 1] == self.by_step[-1], self.by_step
+
+
+def _batch(x, y, step):
+    part = slice(step * BATCH, (step + 1) * BATCH)
+    return x[part], y[part]
