@@ -382,7 +382,9 @@ def _on_device_of(optimizer, variable):
     strategy = getattr(optimizer, "_distribution_strategy", None)
     if strategy is None:
         return contextlib.nullcontext()
-    return strategy.extended.colocate_vars_with(getattr(variable, "value", variable))
+    if isinstance(variable, keras.Variable):
+        variable = variable.value
+    return strategy.extended.colocate_vars_with(variable)
 
 
 def _path(variable):
@@ -424,7 +426,7 @@ def _matches(argument, patterns, paths, default):
     if patterns is None:
         return [default] * len(paths)
     matched = [any(re.search(pattern, path) for pattern in patterns) for path in paths]
-    if not any(matched):
+    if paths and not any(matched):
         shown = "\n  ".join(paths[:_PATHS_SHOWN])
         more = len(paths) - _PATHS_SHOWN
         rest = f"\n  and {more} more" if more > 0 else ""

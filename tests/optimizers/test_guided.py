@@ -1,0 +1,317 @@
+"""The mixin: what it accepts, what it refuses, and what it lets people see."""
+
+import contextlib
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from bases import BASES, guided
+from modes import BACKEND, to_numpy
+
+import sage_keras
+from sage_keras import Sage, SageSGD, SensitivityGuided, guided_optimizers
+
+
+def two_layers():
+    return keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(3, name="first"), keras.layers.Dense(1, name="last")]
+    )
+
+
+# argument, value, what the message must say besides them
+BAD_ARGUMENTS = [
+    ("beta_3", 1.0, "below 1"),
+    ("beta_3", 0.0, "above 0"),
+    ("beta_3", -0.1, "above 0"),
+    ("beta_3", 1.5, "below 1"),
+    ("beta_3", float("nan"), "such as 0.75"),
+    ("beta_3", float("inf"), "such as 0.75"),
+    ("beta_3", "0.9", "must be a float"),
+    ("beta_3", None, "must be a float"),
+    ("beta_3", True, "must be a float"),
+    ("beta_3", [0.9], "must be a float"),
+    ("sensitivity_epsilon", 0, "above"),
+    ("sensitivity_epsilon", -1e-12, "above"),
+    ("sensitivity_epsilon", 1e-45, "above"),  # zero in float32
+    ("sensitivity_epsilon", float("inf"), "such as 1e-12"),
+    ("sensitivity_epsilon", float("nan"), "such as 1e-12"),
+    ("sensitivity_epsilon", "1e-12", "must be a float"),
+    ("bias_correction", "yes", "True or False"),
+    ("bias_correction", 1, "True or False"),
+    ("guide", None, "True or False"),
+    ("guide", 0, "True or False"),
+    ("sensitivity_dtype", "int32", '"float32" or "bfloat16"'),
+    ("sensitivity_dtype", "float16", '"float32" or "bfloat16"'),
+    ("sensitivity_dtype", None, '"float32" or "bfloat16"'),
+    ("sensitivity_dtype", ["float32"], '"float32" or "bfloat16"'),
+    ("include", "attention", "list of regular expressions"),
+    ("include", ["kernel", 3], "list of regular expressions"),
+    ("include", {"kernel"}, "list of regular expressions"),
+    ("include", [], "include=None"),
+    ("include", ["(kernel"], "malformed"),
+    ("exclude", "bias", "list of regular expressions"),
+    ("exclude", [], "exclude=None"),
+    ("exclude", ["*bias"], "malformed"),
+    ("learning_rate", "fast", "float"),
+    ("gradient_accumulation_steps", 1, ">= 2"),
+    ("ema_momentum", 2.0, "range"),
+]
+
+
+@pytest.mark.parametrize(("argument", "value", "advice"), BAD_ARGUMENTS)
+def test_refuses_bad_arguments(argument, value, advice):
+    others = {"use_ema": True} if argument == "ema_momentum" else {}
+    with pytest.raises((TypeError, ValueError)) as raised:
+        Sage(**{argument: value}, **others)
+    message = str(raised.value)
+    assert argument in message
+    assert f"{argument}={value}" in message or f"{argument}={value!r}" in message
+    assert advice in message
+
+
+def test_refuses_unknown_arguments():
+    with pytest.raises(ValueError, match=r"not recognized: \{'beta3': 0.9\}"):
+        Sage(beta3=0.9)
+
+
+@pytest.mark.parametrize("argument", ["include", "exclude"])
+def test_patterns_that_match_nothing_name_the_paths(argument):
+    model = two_layers()
+    optimizer = Sage(**{argument: ["attention", "query"]})
+    with pytest.raises(ValueError) as raised:
+        optimizer.build(model.trainable_variables)
+    message = str(raised.value)
+    assert f"{argument}=['attention', 'query']" in message
+    for path in ("first/kernel", "first/bias", "last/kernel", "last/bias"):
+        assert path in message
+    assert not optimizer.built
+    assert len(optimizer.variables) == 2  # iterations and learning rate: nothing was changed
+
+
+def test_one_idle_pattern_is_no_error():
+    optimizer = Sage(include=["attention", "kernel$"], exclude=["pooler", "last"])
+    optimizer.build(two_layers().trainable_variables)
+    assert [path.split("/")[-2:] for path in optimizer.sensitivities] == [["first", "kernel"]]
+
+
+def test_building_on_no_variables_is_no_error():
+    optimizer = Sage(include=["attention"])
+    optimizer.build([])
+    assert optimizer.sensitivities == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("Ftrl", "learning rate"),
+        ("ScheduleFreeAdamW", "learning rate"),
+        ("Adafactor", "caps"),
+        ("LossScaleOptimizer", "LossScaleOptimizer\\(Sage"),
+        ("MultiOptimizer", "guided ones in it"),
+    ],
+)
+def test_refuses_bases_that_cannot_be_guided(name, reason):
+    with pytest.raises(TypeError, match=f"(?s)`Guided`.*`{name}`.*{reason}.*Use SGD"):
+        type("Guided", (SensitivityGuided, getattr(keras.optimizers, name)), {})
+
+
+def test_refuses_the_wrong_order_of_bases():
+    with pytest.raises(TypeError, match="must come before `AdamW`"):
+        type("Guided", (keras.optimizers.AdamW, SensitivityGuided), {})
+
+
+def test_refuses_to_be_without_an_optimizer():
+    with pytest.raises(TypeError, match="no Keras optimizer"):
+        type("Guided", (SensitivityGuided,), {})
+
+
+def test_a_mixin_between_and_a_subclass_of_a_guided_class_are_accepted():
+    class Counting:
+        steps = 0
+
+        def update_step(self, *args):
+            self.steps += 1
+            super().update_step(*args)
+
+    class Guided(Counting, SensitivityGuided, keras.optimizers.SGD):
+        pass
+
+    class Further(Guided):
+        pass
+
+    optimizer = Further(learning_rate=0.1)
+    weight = keras.Variable([1.0])
+    optimizer.apply([keras.ops.array([1.0])], [weight])
+    assert optimizer.steps == 1
+
+
+@pytest.mark.parametrize("name", ["Sage", "SageAdam", "SageAdamax", "SageSGD"])
+def test_registered_name_and_defaults(name):
+    optimizer = keras.optimizers.get(f"sage_keras>{name}")
+    assert type(optimizer) is getattr(sage_keras, name)
+    config = optimizer.get_config()
+    base = type(optimizer).__mro__[2]().get_config()
+    assert config.pop("name").startswith("sage")
+    base.pop("name")
+    own = {key: config.pop(key) for key in set(config) - set(base)}
+    assert config == base
+    assert own == {
+        "beta_3": 0.75,
+        "sensitivity_epsilon": 1e-12,
+        "bias_correction": name in ("Sage", "SageAdam"),
+        "include": None,
+        "exclude": None,
+        "sensitivity_dtype": "float32",
+        "guide": True,
+    }
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_config_round_trip(name):
+    settings = {
+        "beta_3": 0.9,
+        "sensitivity_epsilon": 1e-10,
+        "bias_correction": False,
+        "include": ["kernel", "bias"],
+        "exclude": ["norm"],
+        "sensitivity_dtype": "bfloat16",
+        "guide": False,
+    }
+    optimizer = guided(name)(learning_rate=0.5, **BASES[name], **settings)
+    again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    assert type(again) is type(optimizer)
+    assert again.get_config() == optimizer.get_config()
+    assert {key: optimizer.get_config()[key] for key in settings} == settings
+
+
+def test_sensitivities_are_the_slots_of_guided_variables():
+    model = two_layers()
+    optimizer = SageSGD(learning_rate=0.0, exclude=["bias"])
+    kernel, bias = model.trainable_variables[:2]
+    assert optimizer.sensitivities == {}
+    gradients = [keras.ops.full(v.shape, 2.0) for v in model.trainable_variables]
+    optimizer.apply(gradients, model.trainable_variables)
+
+    paths = [v.path for v in model.trainable_variables if "kernel" in v.path]
+    assert list(optimizer.sensitivities) == paths
+    value = np.abs(2.0 * to_numpy(kernel))
+    np.testing.assert_allclose(to_numpy(optimizer.sensitivities[kernel.path]), 0.25 * value)
+    np.testing.assert_allclose(to_numpy(optimizer.sensitivity(kernel)), value, rtol=1e-6)
+    with pytest.raises(ValueError, match=f"variable={bias.path}"):
+        optimizer.sensitivity(bias)
+    with pytest.raises(ValueError, match="optimizer.sensitivities"):
+        optimizer.sensitivity(keras.Variable([1.0], name="stranger"))
+    with pytest.raises(ValueError, match="optimizer.sensitivities"):
+        SageSGD().sensitivity(kernel)
+
+
+def test_sensitivity_is_zero_before_the_first_step():
+    weight = keras.Variable([1.0, 2.0])
+    optimizer = Sage()
+    optimizer.build([weight])
+    np.testing.assert_array_equal(to_numpy(optimizer.sensitivity(weight)), [0.0, 0.0])
+
+
+def test_paths_that_clash_are_numbered():
+    weights = [keras.Variable([float(i + 1)], name="same") for i in range(3)]
+    paths = {weight.path for weight in weights}
+    assert len(paths) == 1
+    optimizer = SageSGD(learning_rate=0.0)
+    optimizer.apply([keras.ops.array([4.0])] * 3, weights)
+    path = paths.pop()
+    slots = {name: to_numpy(slot).tolist() for name, slot in optimizer.sensitivities.items()}
+    assert slots == {path: [1.0], f"{path}#1": [2.0], f"{path}#2": [3.0]}
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow has variables without a path")
+def test_raw_tensorflow_variables_go_by_their_name():
+    import tensorflow as tf
+
+    weights = [tf.Variable([1.0], name="raw"), tf.Variable([2.0], name="raw")]
+    optimizer = SageSGD(learning_rate=0.0, include=["raw"])
+    optimizer.apply([tf.constant([4.0])] * 2, weights)
+    slots = {name: to_numpy(slot).tolist() for name, slot in optimizer.sensitivities.items()}
+    assert slots == {"raw:0": [1.0], "raw:0#1": [2.0]}
+
+
+def test_repr_and_summary_say_what_is_guided():
+    optimizer = Sage(exclude=["bias"])
+    assert repr(optimizer) == (
+        "<Sage(beta_3=0.75, bias_correction=True, include=None, exclude=('bias',), guide=True), "
+        "not built>"
+    )
+    model = two_layers()
+    optimizer.build(model.trainable_variables)
+    assert "guides 2 of 4 variables" in repr(optimizer)
+    lines = []
+    optimizer.summary(print_fn=lines.append)
+    assert [line.split()[0] for line in lines[1:]] == ["guided", "plain", "guided", "plain"]
+    assert lines[3].split()[1:] == [model.trainable_variables[2].path, "(3,", "1)"]
+
+
+def test_finds_guided_optimizers_where_they_are():
+    first, second = Sage(), SageSGD()
+    multi = keras.optimizers.MultiOptimizer(
+        keras.optimizers.OptimizerMap(first, {"head/.*": second, "x": keras.optimizers.SGD()})
+    )
+    assert set(guided_optimizers(multi)) == {first, second}
+    assert guided_optimizers(first) == [first]
+    assert guided_optimizers(keras.optimizers.LossScaleOptimizer(first)) == [first]
+    assert guided_optimizers(keras.optimizers.Adam()) == []
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", BASES)
+def test_warns_of_half_precision_variables_where_the_base_fails(name, dtype):
+    weight = keras.Variable([[1.0, 2.0], [3.0, 4.0]], dtype=dtype)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        guided(name)().build([weight])
+    messages = [str(w.message) for w in caught if "cannot train" in str(w.message)]
+    if name in ("Adam", "AdamW", "Nadam", "Lamb"):
+        assert len(messages) == 1
+        assert f"mixed_{dtype}" in messages[0]
+    else:
+        assert messages == []
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["SGD", "Adamax"])
+def test_half_precision_variables_follow_the_rule(name, dtype):
+    """s is computed in float32, where 1e-12 is not zero: a zero weight takes the base step."""
+    weight = keras.Variable([0.0, 1.0], dtype=dtype)
+    optimizer = guided(name)(learning_rate=0.25, bias_correction=False)
+    optimizer.apply([keras.ops.array([1.0, 1.0], dtype=dtype)], [weight])
+    # The second has s = 3. Both bases' first step is one learning rate long.
+    np.testing.assert_allclose(to_numpy(weight).astype("float32"), [-0.25, 0.25], atol=1e-2)
+    assert keras.backend.standardize_dtype(weight.dtype) == dtype
+
+
+def test_bfloat16_slots_are_rounded_after_the_scale_is_taken():
+    weight = keras.Variable([1.0, 1.0])
+    optimizer = SageSGD(learning_rate=1.0, sensitivity_dtype="bfloat16")
+    gradient = np.float32([1.001, 1.0])
+    optimizer.apply([keras.ops.array(gradient)], [weight])
+    (slot,) = optimizer.sensitivities.values()
+    assert keras.backend.standardize_dtype(slot.dtype) == "bfloat16"
+    np.testing.assert_allclose(to_numpy(slot).astype("float32"), 0.25 * gradient, rtol=2**-8)
+    # s is 3 to float32's precision, which a rounded average (of 8 bits) could not give
+    np.testing.assert_allclose(to_numpy(weight), 1 - 3 * gradient, rtol=1e-6)
+
+
+def test_float64_variables_are_measured_in_float64():
+    with float64_allowed():
+        weight = keras.Variable(np.array([1.0]), dtype="float64")
+        optimizer = SageSGD(learning_rate=2.0**-10)
+        optimizer.apply([keras.ops.convert_to_tensor(np.array([1.0 / 3.0]))], [weight])
+        assert keras.backend.standardize_dtype(optimizer.sensitivity(weight).dtype) == "float64"
+        np.testing.assert_allclose(to_numpy(weight), [1.0 - 2.0**-10], rtol=1e-14)
+
+
+def float64_allowed():
+    if BACKEND != "jax":
+        return contextlib.nullcontext()
+    import jax
+
+    return jax.enable_x64(True)
