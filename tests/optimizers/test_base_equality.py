@@ -84,15 +84,12 @@ def test_guiding_scales_the_step_of_the_base(name):
         averages = [to_numpy(slot) for slot in scaled.sensitivities.values()]
         gradient = [keras.ops.convert_to_tensor(g) for g in gradients(step)]
         decay = 0.01 * (base.weight_decay or 0.0)
-        if name == "Muon":
-            decay = 0.01 * np.array([base.weight_decay or 0.0] + [base.adam_weight_decay or 0.0])
 
         base.apply(gradient, base_variables)
         scaled.apply(gradient, scaled_variables)
 
         for i, (old, average, g) in enumerate(zip(before, averages, gradient)):
-            rate = decay[min(i, 1)] if name == "Muon" else decay
-            old = old * (1 - rate)  # Keras decays before it steps, and the decay is not scaled
+            old = old * (1 - decay)  # Keras decays before it steps, and the decay is not scaled
             value = np.abs(old * to_numpy(g))
             average = 0.75 * average + 0.25 * value
             s = measure.learning_rate_scale(value, average / (1 - 0.75 ** (step + 1)))

@@ -200,9 +200,9 @@ def test_sensitivities_are_the_slots_of_guided_variables():
     np.testing.assert_allclose(to_numpy(optimizer.sensitivity(kernel)), value, rtol=1e-6)
     with pytest.raises(ValueError, match=f"variable={bias.path}"):
         optimizer.sensitivity(bias)
-    with pytest.raises(ValueError, match="optimizer.sensitivities"):
+    with pytest.raises(ValueError, match=r"optimizer\.sensitivities"):
         optimizer.sensitivity(keras.Variable([1.0], name="stranger"))
-    with pytest.raises(ValueError, match="optimizer.sensitivities"):
+    with pytest.raises(ValueError, match=r"optimizer\.sensitivities"):
         SageSGD().sensitivity(kernel)
 
 

@@ -231,7 +231,7 @@ def test_state_of_another_optimizer_is_refused_whole(saved, loading):
     fit(compiled(saved())).optimizer.save_own_variables(store)
     optimizer = fit(compiled(loading())).optimizer
     before = [to_numpy(v) for v in optimizer.variables]
-    with pytest.raises(ValueError, match="saved state.*`include`"):
+    with pytest.raises(ValueError, match=r"saved state.*`include`"):
         optimizer.load_own_variables(store)
     for one, other in zip(before, optimizer.variables):
         np.testing.assert_array_equal(one, to_numpy(other))

@@ -1,0 +1,61 @@
+"""The private names of Keras that the mixin leans on.
+
+Each is the only way to its purpose. When Keras changes one, this file says which, and where to
+look, before anything else fails in a stranger way.
+"""
+
+import inspect
+
+import keras
+import pytest
+from modes import BACKEND
+
+from sage_keras import Sage
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_get_variable_index",  # guided.py: the slot of a variable
+        "_var_key",  # guided.py: whether a variable is known
+        "_trainable_variables_indices",
+        "_filter_empty_gradients",  # guided.py: dense gradients before scaling and clipping
+        "_overwrite_variable_with_gradient",  # guided.py: variables without a slot
+        "_trainable_variables",  # guided.py: the names of the slots
+    ],
+)
+def test_optimizers_still_have(name):
+    optimizer = keras.optimizers.AdamW()
+    optimizer.build([keras.Variable([1.0])])
+    assert hasattr(optimizer, name), f"keras.optimizers.Optimizer lost `{name}`: see guided.py"
+
+
+def test_filter_empty_gradients_is_called_with_gradients_and_variables():
+    parameters = list(inspect.signature(keras.optimizers.AdamW._filter_empty_gradients).parameters)
+    assert parameters == ["self", "grads", "vars"]
+
+
+def test_add_variable_takes_dtype_and_layout():
+    parameters = inspect.signature(keras.optimizers.AdamW.add_variable).parameters
+    assert {"shape", "dtype", "layout", "name"} <= set(parameters)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="only JAX shards by layout")
+def test_jax_variables_still_have_a_layout():
+    assert hasattr(keras.Variable([1.0]), "_layout")
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow places slots by strategy")
+def test_tensorflow_optimizers_still_have_a_strategy():
+    assert hasattr(keras.optimizers.AdamW()._distribution_strategy.extended, "colocate_vars_with")
+
+
+def test_update_step_gets_one_gradient_one_variable_and_the_learning_rate():
+    seen = []
+
+    class Spy(Sage):
+        def update_step(self, gradient, variable, learning_rate):
+            seen.append((tuple(gradient.shape), tuple(variable.shape), float(learning_rate)))
+
+    Spy(learning_rate=0.5).apply([keras.ops.ones((2, 3))], [keras.Variable(keras.ops.ones((2, 3)))])
+    assert seen == [((2, 3), (2, 3), 0.5)]
