@@ -18,6 +18,7 @@ import time
 import keras
 import keras_hub
 import numpy as np
+import tensorflow as tf
 from common.downloads import UnavailableError
 from common.encoders import minilm_folder
 from common.plots import plot_sensitivity_histogram, plot_validation_curves
@@ -30,7 +31,15 @@ from sage_keras import sensitivity as measure
 
 MINILM = "all-MiniLM-L6-v2"
 SNIPPETS = "movie-snippets"
-QUICK = {"train_size": 320, "validation_size": 160, "epochs": 1}
+QUICK = {
+    "train_size": 480,
+    "validation_size": 160,
+    "epochs": 1,
+    "batch_size": 16,
+    "sequence_length": 32,
+    "learning_rate": 3e-4,  # fewer steps, larger ones
+    "sage_learning_rate": 6e-4,
+}
 
 
 class EpochRecorder(keras.callbacks.Callback):
@@ -94,6 +103,7 @@ def main(arguments=None):
     options = parse_arguments(arguments)
     try:
         data = load_data(options)
+        check_texts(options.text, data.train.texts)
         preset = minilm_folder() if options.preset == MINILM else options.preset
     except (UnavailableError, ValueError) as error:
         raise SystemExit(f"finetune_text.py: {error}") from error
@@ -113,10 +123,13 @@ def main(arguments=None):
     save(runs[better].classifier, preprocessor, path)
     print(f"Saved the model of {better} as {path}")
 
-    reloaded = keras.saving.load_model(path)
+    # keras-hub's models do not restore how they were compiled, and say so at length.
+    reloaded = keras.saving.load_model(path, compile=False)
     predicted = classify(reloaded, data.validation.texts).argmax(axis=-1)
-    print(f"Loaded again, validation accuracy {np.mean(predicted == data.validation.labels):.4f}")
-    print_classes(reloaded, options.text, data.class_names)
+    accuracy = np.mean(predicted == data.validation.labels, dtype="float32")
+    print(f"Loaded again, validation accuracy {accuracy:.4f}")
+    if options.text:
+        print_classes(reloaded, options.text, data.class_names)
 
 
 def load_data(options):
@@ -124,6 +137,16 @@ def load_data(options):
     if options.dataset == SNIPPETS:
         return movie_snippets(**sizes, seed=options.seed)
     return tfds_text(options.dataset, options.data_dir, **sizes)
+
+
+def check_texts(typed, texts):
+    columns = 2 if isinstance(texts, tuple) else 1
+    for sentences in typed:
+        if len(sentences) != columns:
+            raise ValueError(
+                f"Argument --text must be followed by {columns} quoted sentence(s), as many as "
+                f"the data set has in one example. Received: {sentences}"
+            )
 
 
 def make_optimizers(options):
@@ -134,7 +157,7 @@ def make_optimizers(options):
     def arguments(learning_rate):
         schedule = keras.optimizers.schedules.CosineDecay(
             0.0,
-            decay_steps=steps - warmup_steps,
+            decay_steps=max(1, steps - warmup_steps),
             warmup_target=learning_rate,
             warmup_steps=warmup_steps,
         )
@@ -164,21 +187,27 @@ def train(optimizer, preset, preprocessor, data, options):
         metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
     )
     recorder = EpochRecorder()
+    training = tokenize(preprocessor, data.train).shuffle(options.train_size, seed=options.seed)
     history = classifier.fit(
-        tokenize(preprocessor, data.train.texts),
-        data.train.labels,
-        validation_data=(tokenize(preprocessor, data.validation.texts), data.validation.labels),
-        batch_size=options.batch_size,
+        training.batch(options.batch_size),
+        validation_data=tokenize(preprocessor, data.validation).batch(options.batch_size),
         epochs=options.epochs,
+        shuffle=False,  # the data set does it
         callbacks=[recorder],
     )
     accuracies = history.history["val_accuracy"]
     return Run(classifier, accuracies, recorder.seconds, recorder.scales)
 
 
-def tokenize(preprocessor, texts):
-    """Arrays of token ids and masks, made once and outside the model."""
-    return keras.tree.map_structure(np.asarray, preprocessor(texts))
+def tokenize(preprocessor, examples):
+    """A data set of token ids, masks and labels, made once and outside the model.
+
+    Not arrays, which keras-hub's `fit` would not shuffle. The labels go through the preprocessor
+    because it would take a lone pair of sentences for sentences and labels.
+    """
+    tokenized = preprocessor(examples.texts, examples.labels)
+    arrays = keras.tree.map_structure(ops.convert_to_numpy, tokenized)
+    return tf.data.Dataset.from_tensor_slices(arrays)
 
 
 def print_table(runs):
@@ -219,6 +248,7 @@ def final_sensitivities(classifier):
 
 def save(classifier, preprocessor, path):
     """Saves the classifier with its preprocessor, so that it reads plain sentences."""
+    classifier.compile()  # without the state of the optimizer, which keras-hub does not load again
     classifier.preprocessor = preprocessor
     classifier.save(path)
 
@@ -229,10 +259,13 @@ def classify(classifier, texts):
     return ops.convert_to_numpy(ops.softmax(logits))
 
 
-def print_classes(classifier, texts, class_names):
-    for text, probabilities in zip(texts, classify(classifier, texts)) if texts else ():
+def print_classes(classifier, typed, class_names):
+    """Prints the class of typed sentences, or of sentence pairs."""
+    columns = [list(column) for column in zip(*typed)]
+    texts = tuple(columns) if len(columns) == 2 else columns[0]
+    for sentences, probabilities in zip(typed, classify(classifier, texts)):
         best = int(probabilities.argmax())
-        print(f"{class_names[best]} ({probabilities[best]:.3f}): {text}")
+        print(f"{class_names[best]} ({probabilities[best]:.3f}): {' | '.join(sentences)}")
 
 
 def parse_arguments(arguments):
@@ -241,26 +274,40 @@ def parse_arguments(arguments):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--preset", default=MINILM, help="a keras-hub preset or the folder of one")
-    add("--dataset", default=SNIPPETS, help="that, or a set of TFDS such as glue/sst2")
-    add("--data-dir", help="where TFDS keeps its sets (default: its own)")
+    add("--preset", default=MINILM, help="a keras-hub preset, or the folder of one")
+    add("--dataset", default=SNIPPETS, help="these, or a set of TFDS such as glue/sst2")
+    add("--data-dir", default="~/tensorflow_datasets", help="where TFDS keeps its sets")
     add("--learning-rate", type=float, default=1e-4, help="that of AdamW")
     add("--sage-learning-rate", type=float, default=3e-4, help="that of Sage")
     add("--beta-3", type=float, default=0.75, help="decay of Sage's moving average")
-    add("--epochs", type=int, default=2, help="passes over the training data")
-    add("--batch-size", type=int, default=32, help="sentences in a step")
-    add("--sequence-length", type=int, default=40, help="tokens kept of a sentence")
-    add("--train-size", type=int, default=1600, help="sentences to train on")
-    add("--validation-size", type=int, default=800, help="other sentences to judge by")
-    add("--seed", type=int, default=0, help="of the new head, dropout, and the order of the data")
+    add("--epochs", type=positive_integer, default=2, help="passes over the training data")
+    add("--batch-size", type=positive_integer, default=32, help="examples in a step")
+    add("--sequence-length", type=positive_integer, default=40, help="tokens kept of an example")
+    add("--train-size", type=positive_integer, default=1600, help="examples to train on")
+    add("--validation-size", type=positive_integer, default=800, help="others to judge by")
+    add("--seed", type=int, default=0, help="of the new head, dropout and the order of the data")
     add("--output", type=pathlib.Path, default="results/finetune_text", help="where files go")
-    add("--text", action="append", default=[], help="a sentence to classify; repeatable")
-    add("--quick", action="store_true", help=f"a trial run: {QUICK}")
+    add(
+        "--text",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar="SENTENCE",
+        help="a sentence to classify, or the two of a pair; repeatable",
+    )
+    add("--quick", action="store_true", help="a trial run on few sentences, of one epoch")
     options = parser.parse_args(arguments)
     if options.quick:
         parser.set_defaults(**QUICK)
         options = parser.parse_args(arguments)
     return options
+
+
+def positive_integer(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0. Received: {text}")
+    return value
 
 
 if __name__ == "__main__":

@@ -46,8 +46,10 @@ class Twin:
     def step(self, gradient):
         g = np.asarray(gradient, dtype="float64")
         t = self.iterations + 1
-        lr = self.learning_rate(self.iterations) if callable(self.learning_rate) else (
-            self.learning_rate
+        lr = (
+            self.learning_rate(self.iterations)
+            if callable(self.learning_rate)
+            else (self.learning_rate)
         )
 
         self.weight = self.weight - lr * self.weight_decay * self.weight

@@ -14,7 +14,8 @@ def plot_validation_curves(axes, curves):
     for label, accuracies in curves.items():
         axes.plot(range(1, len(accuracies) + 1), accuracies, marker="o", label=label)
     axes.set(title="Validation accuracy", xlabel="epoch", ylabel="accuracy")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(0.5, max(map(len, curves.values())) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     axes.legend()
 
@@ -36,4 +37,5 @@ def plot_sensitivity_histogram(axes, values):
         bins = np.logspace(np.log10(positive.min()), np.log10(positive.max()), 61)
         axes.hist(positive, bins=bins)
         axes.set_xscale("log")
+        axes.set_yscale("log")  # or the few insensitive ones could not be seen
     axes.grid(alpha=0.3)

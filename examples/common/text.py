@@ -92,11 +92,12 @@ def tfds_text(name, data_dir, train_size, validation_size):
     """The first examples of a TFDS set with one or two text columns and one class label.
 
     TFDS shuffles a set when it prepares it. A set without a validation split lends the end of its
-    train split.
+    train split. Text columns come in the order of the set's definition; of a set that is known by
+    its prepared files alone, by name.
 
     Args:
         name: String, such as `"glue/sst2"`.
-        data_dir: String, the folder of prepared sets, or `None` for TFDS's own.
+        data_dir: String, the folder of prepared sets.
         train_size: Integer, how many to train on.
         validation_size: Integer, how many others to judge by.
 
@@ -116,7 +117,7 @@ def tfds_text(name, data_dir, train_size, validation_size):
             "Argument `dataset` must name a set of TensorFlow Datasets, or one prepared in "
             f"`data_dir`. Received: dataset={name!r}, data_dir={data_dir!r}"
         ) from error
-    columns, label = _columns(name, builder.info.features)
+    columns, label = _columns(name, builder)
     if not builder.is_prepared():
         _prepare(name, builder)
 
@@ -136,9 +137,12 @@ def tfds_text(name, data_dir, train_size, validation_size):
     )
 
 
-def _columns(name, features):
+def _columns(name, builder):
     import tensorflow_datasets as tfds
 
+    features = builder.info.features
+    if isinstance(builder, tfds.core.read_only_builder.ReadOnlyBuilder):
+        features = dict(sorted(features.items()))  # the files alone keep no order
     columns = [key for key, value in features.items() if isinstance(value, tfds.features.Text)]
     labels = [key for key, value in features.items() if isinstance(value, tfds.features.ClassLabel)]
     if len(columns) not in (1, 2) or len(labels) != 1:
@@ -162,7 +166,7 @@ def _prepare(name, builder):
             f"to download it ({error}). Where there is one, run "
             f"`python -c \"import tensorflow_datasets as tfds; tfds.load('{name}')\"`, copy the "
             "folder ~/tensorflow_datasets here, and name it with --data-dir. Without --dataset "
-            "the example trains on movie-review snippets from the Python package index."
+            "you get movie-review snippets from the Python package index."
         ) from error
     builder.download_and_prepare()
 

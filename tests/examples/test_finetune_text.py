@@ -1,0 +1,256 @@
+"""The example as a whole job on real text, and its parts on small sets made here."""
+
+import math
+import re
+import subprocess
+import sys
+
+import finetune_text
+import keras
+import keras_hub
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from common.downloads import UnavailableError
+from common.text import Examples, TextData, movie_snippets, tfds_text
+from matplotlib.image import imread
+
+from sage_keras import Sage
+
+ADJECTIVES = {"negative": ["dull", "bad"], "positive": ["fine", "good"]}
+
+
+class TinyReviews(tfds.core.GeneratorBasedBuilder):
+    """Single sentences with the columns of glue/sst2."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    columns = ("sentence",)
+    splits = ("train", "validation")
+
+    def _info(self):
+        features = {column: tfds.features.Text() for column in self.columns}
+        features["label"] = tfds.features.ClassLabel(names=list(ADJECTIVES))
+        features["idx"] = np.int32
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples() for split in self.splits}
+
+    def _generate_examples(self):
+        for index in range(256):
+            label = list(ADJECTIVES)[index % 2]
+            adjective = ADJECTIVES[label][index // 2 % 2]
+            *others, last = self.columns  # only the last one tells
+            texts = {last: f"a {adjective} {last}", **{column: f"a {column}" for column in others}}
+            yield index, {**texts, "label": label, "idx": index}
+
+
+class TinyPairs(TinyReviews):
+    """Sentence pairs with the columns of glue/qnli, and no validation split."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    columns = ("question", "sentence")
+    splits = ("train",)
+
+
+class TinyTriples(TinyReviews):
+    VERSION = tfds.core.Version("1.0.0")
+    columns = ("first", "second", "third")
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """A folder in which the small sets are prepared."""
+    folder = str(tmp_path_factory.mktemp("tfds"))
+    for builder in (TinyReviews, TinyPairs, TinyTriples):
+        builder(data_dir=folder).download_and_prepare()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_preset(tmp_path_factory):
+    """The folder of a BERT of one layer, to be read as any other preset."""
+    words = "[PAD] [UNK] [CLS] [SEP] [MASK] a dull bad fine good question sentence"
+    tokenizer = keras_hub.models.BertTokenizer(vocabulary=words.split())
+    keras.utils.set_random_seed(0)
+    classifier = keras_hub.models.BertTextClassifier(
+        backbone=keras_hub.models.BertBackbone(
+            vocabulary_size=len(words.split()),
+            num_layers=1,
+            num_heads=2,
+            hidden_dim=32,
+            intermediate_dim=64,
+            max_sequence_length=16,
+        ),
+        num_classes=2,
+        preprocessor=keras_hub.models.BertTextClassifierPreprocessor(tokenizer),
+    )
+    folder = str(tmp_path_factory.mktemp("preset") / "tiny")
+    classifier.save_to_preset(folder)
+    return folder
+
+
+def run_script(examples, output, *arguments):
+    command = [sys.executable, str(examples / "finetune_text.py"), "--output", str(output)]
+    result = subprocess.run([*command, *arguments], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def parse_table(output):
+    """The table as a dict of optimizer to a dict of column to text."""
+    lines = iter(output.splitlines())
+    header = next(re.split(r"\s{2,}", line.strip()) for line in lines if "mean scale" in line)
+    rows = [re.split(r"\s{2,}", next(lines).strip()) for _ in range(2)]
+    return {row[0]: dict(zip(header, row)) for row in rows}
+
+
+def reloaded_accuracy(output):
+    return float(re.search(r"Loaded again, validation accuracy (\S+)", output)[1])
+
+
+def test_quick_run_on_real_text(examples, tmp_path):
+    typed = ("A moving, funny and gorgeous film.", "A bad, boring, tedious and stupid movie.")
+    texts = [argument for text in typed for argument in ("--text", text)]
+    output = run_script(examples, tmp_path, "--quick", *texts)
+
+    table = parse_table(output)
+    assert list(table) == ["AdamW", "Sage"]
+    assert all(0.65 < float(row["final"]) < 0.95 for row in table.values())
+    assert all(row["final"] == row["epoch 1"] for row in table.values())
+    assert all(float(row["s/epoch"]) > 0 for row in table.values())
+    assert table["AdamW"]["mean scale"] == "-"
+    assert 0.35 < float(table["Sage"]["mean scale"]) < 0.75
+    better = max(float(row["final"]) for row in table.values())
+    assert reloaded_accuracy(output) == pytest.approx(better, abs=1e-4)
+    assert imread(tmp_path / "finetune_text.png").shape == (450, 1200, 4)
+    assert re.search(r"^positive \(0\.\d{3}\): A moving", output, re.MULTILINE)
+    assert re.search(r"^negative \(0\.\d{3}\): A bad", output, re.MULTILINE)
+
+
+def test_own_preset_and_sentence_pairs_of_tfds(examples, tmp_path, tiny_preset, data_dir):
+    arguments = ["--preset", tiny_preset, "--dataset", "tiny_pairs", "--data-dir", data_dir]
+    arguments += ["--sequence-length", "12", "--train-size", "192", "--validation-size", "64"]
+    arguments += ["--learning-rate", "0.005", "--sage-learning-rate", "0.01", "--epochs", "4"]
+    arguments += ["--batch-size", "8", "--text", "a question", "a good sentence"]
+    output = run_script(examples, tmp_path, *arguments)
+
+    table = parse_table(output)
+    assert {row["final"] for row in table.values()} == {"1.0000"}
+    assert list(table["Sage"])[:6] == ["optimizer", *(f"epoch {n}" for n in range(1, 5)), "final"]
+    assert reloaded_accuracy(output) == 1.0
+    assert re.search(r"^positive \(\S+\): a question \| a good sentence$", output, re.M)
+
+    model = keras.saving.load_model(tmp_path / "finetune_text.keras", compile=False)
+    logits = model.predict((["a question"], ["a bad sentence"]), verbose=0)
+    assert logits.argmax() == 0
+
+
+def test_movie_snippets_are_the_clearly_rated_ones():
+    data = movie_snippets(train_size=9000, validation_size=173, seed=0)
+    assert (len(data.train.texts), len(data.validation.texts)) == (9000, 173)
+    assert data.train.labels.sum() + data.validation.labels.sum() == 4598
+    assert not set(data.train.texts) & set(data.validation.texts)
+    by_text = dict(zip(data.train.texts, data.train.labels))
+    assert by_text["Offers that rare combination of entertainment and education."] == 1
+    with pytest.raises(ValueError, match=r"than the 9173 there are.*train_size=9000"):
+        movie_snippets(train_size=9000, validation_size=174, seed=0)
+
+
+def test_single_sentences_of_tfds(data_dir):
+    data = tfds_text("tiny_reviews", data_dir, train_size=60, validation_size=20)
+    assert data.class_names == ["negative", "positive"]
+    assert (len(data.train.texts), len(data.validation.texts)) == (60, 20)
+    for examples in (data.train, data.validation):
+        for text, label in zip(examples.texts, examples.labels):
+            adjective = text.removeprefix("a ").removesuffix(" sentence")
+            assert adjective in ADJECTIVES[data.class_names[label]]
+
+
+def test_sentence_pairs_of_tfds_come_in_the_order_of_the_columns(data_dir):
+    data = tfds_text("tiny_pairs", data_dir, train_size=48, validation_size=16)
+    questions, sentences = data.train.texts
+    assert len(questions) == len(sentences) == len(data.train.labels) == 48
+    assert all(text.endswith(" question") for text in questions)
+    assert all(text.endswith(" sentence") for text in sentences)
+    assert len(data.validation.labels) == 16
+
+
+def test_tfds_refuses_what_it_cannot_use(data_dir, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="text columns \\['first', 'second', 'third'\\]"):
+        tfds_text("tiny_triples", data_dir, train_size=1, validation_size=1)
+    with pytest.raises(ValueError, match="dataset='no_such_set'"):
+        tfds_text("no_such_set", data_dir, train_size=1, validation_size=1)
+    with pytest.raises(ValueError, match="than the 256 there are"):
+        tfds_text("tiny_pairs", data_dir, train_size=250, validation_size=7)
+
+    def no_network(url, timeout):
+        assert timeout <= 5
+        raise OSError("no route")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    with pytest.raises(UnavailableError, match=r"tiny_reviews is not prepared.*--data-dir"):
+        tfds_text("tiny_reviews", str(tmp_path), train_size=1, validation_size=1)
+
+
+def test_runs_of_one_seed_begin_alike_and_see_the_same_batches(tiny_preset):
+    labels = np.arange(32) % 2
+    examples = Examples([f"a {ADJECTIVES[n][0]} sentence" for n in 16 * list(ADJECTIVES)], labels)
+    data = TextData(examples, examples, list(ADJECTIVES))
+    options = finetune_text.parse_arguments(["--train-size", "32", "--batch-size", "8"])
+    preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(
+        tiny_preset, sequence_length=6
+    )
+    first, second = (
+        finetune_text.train(
+            finetune_text.make_optimizers(options)[0], tiny_preset, preprocessor, data, options
+        )
+        for _ in range(2)
+    )
+    for one, other in zip(first.classifier.get_weights(), second.classifier.get_weights()):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_schedule_warms_up_over_a_tenth_and_ends_at_zero():
+    options = finetune_text.parse_arguments([])
+    for optimizer, peak in zip(finetune_text.make_optimizers(options), (1e-4, 3e-4)):
+        schedule = keras.optimizers.schedules.deserialize(optimizer.get_config()["learning_rate"])
+        rates = [float(schedule(step)) for step in (0, 5, 10, 55, 100)]
+        assert rates == pytest.approx([0.0, peak / 2, peak, peak / 2, 0.0], abs=1e-9)
+
+
+def test_recorder_gives_the_mean_scale_of_each_epochs_last_step():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 8, 3)).astype("float32")[:, :6]
+    y = y[:, :1]
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, use_bias=False)])
+    model.compile(Sage(learning_rate=1e-9, weight_decay=0.0), loss="mse")
+    weight = model.get_weights()[0].astype("float64")
+    recorder = finetune_text.EpochRecorder()
+    model.fit(x, y, batch_size=2, epochs=2, shuffle=False, verbose=0, callbacks=[recorder])
+
+    expected, average = [], np.zeros_like(weight)
+    for step in range(1, 7):
+        rows = slice(2 * ((step - 1) % 3), 2 * ((step - 1) % 3) + 2)
+        gradient = 2 / 2 * x[rows].T @ (x[rows] @ weight - y[rows])  # the weight stays put
+        value = np.abs(weight * gradient)
+        average = 0.75 * average + 0.25 * value
+        smoothed = average / (1 - 0.75**step)
+        expected.append(np.mean(np.abs(value - smoothed) / smoothed))
+    assert recorder.scales == pytest.approx([expected[2], expected[5]], rel=1e-4)
+    assert len(recorder.seconds) == 2
+
+
+def test_quick_gives_way_to_what_is_passed():
+    options = finetune_text.parse_arguments(["--quick", "--epochs", "3"])
+    assert options.train_size == finetune_text.QUICK["train_size"]
+    assert options.epochs == 3
+    assert math.isclose(options.beta_3, 0.75)
+
+
+def test_refuses_bad_arguments(capsys):
+    with pytest.raises(SystemExit):
+        finetune_text.parse_arguments(["--epochs", "0"])
+    assert "must be a whole number above 0. Received: 0" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"--text must be followed by 2 .*Received: \['one'\]"):
+        finetune_text.check_texts([["one"]], (["a"], ["b"]))
