@@ -109,6 +109,12 @@ def reloaded_accuracy(output):
     return float(re.search(r"Loaded again, validation accuracy (\S+)", output)[1])
 
 
+def positive_probability(output, text):
+    pattern = rf"^(positive|negative) \((\d\.\d{{3}})\): {re.escape(text)}$"
+    label, probability = re.search(pattern, output, re.MULTILINE).groups()
+    return float(probability) if label == "positive" else 1 - float(probability)
+
+
 def test_quick_run_on_real_text(examples, tmp_path):
     typed = ("A moving, funny and gorgeous film.", "A bad, boring, tedious and stupid movie.")
     texts = [argument for text in typed for argument in ("--text", text)]
@@ -124,8 +130,8 @@ def test_quick_run_on_real_text(examples, tmp_path):
     better = max(float(row["final"]) for row in table.values())
     assert reloaded_accuracy(output) == pytest.approx(better, abs=1e-4)
     assert imread(tmp_path / "finetune_text.png").shape == (450, 1200, 4)
-    assert re.search(r"^positive \(0\.\d{3}\): A moving", output, re.MULTILINE)
-    assert re.search(r"^negative \(0\.\d{3}\): A bad", output, re.MULTILINE)
+    assert positive_probability(output, typed[0]) > positive_probability(output, typed[1])
+    assert positive_probability(output, typed[0]) > 0.5
 
 
 def test_own_preset_and_sentence_pairs_of_tfds(examples, tmp_path, tiny_preset, data_dir):
