@@ -313,5 +313,6 @@ def float64_allowed():
         return contextlib.nullcontext()
     import jax
 
-    enable = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64  # until jax 0.7
-    return enable(True)
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    return jax.experimental.enable_x64()  # where it was until jax 0.7
