@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import numbers
 import re
 import warnings
 
@@ -10,6 +9,7 @@ import keras
 from keras import ops
 
 from sage_keras import sensitivity as measure
+from sage_keras.optimizers import arguments
 
 # The published rule scales the learning rate, which these bases do not pass through unchanged.
 _REFUSED_BASES = {
@@ -26,7 +26,6 @@ _NEED_FLOAT32_VARIABLES = ("Adam", "Nadam", "Lamb")
 
 _SLOT_DTYPES = ("float32", "bfloat16")
 _SMALLEST_EPSILON = 2.0**-126  # the smallest normal float32; less is flushed to zero
-_PATHS_SHOWN = 8
 
 
 class SensitivityGuided:
@@ -116,15 +115,17 @@ class SensitivityGuided:
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.beta_3 = _number("beta_3", beta_3, 0.0, 1.0, "0.75")
-        self.sensitivity_epsilon = _number(
+        self.beta_3 = arguments.number("beta_3", beta_3, 0.0, 1.0, "0.75")
+        self.sensitivity_epsilon = arguments.number(
             "sensitivity_epsilon", sensitivity_epsilon, _SMALLEST_EPSILON, math.inf, "1e-12"
         )
-        self.bias_correction = _boolean("bias_correction", bias_correction)
-        self.include = _patterns("include", include)
-        self.exclude = _patterns("exclude", exclude)
-        self.sensitivity_dtype = _slot_dtype(sensitivity_dtype)
-        self.guide = _boolean("guide", guide)
+        self.bias_correction = arguments.boolean("bias_correction", bias_correction)
+        self.include = arguments.patterns("include", include)
+        self.exclude = arguments.patterns("exclude", exclude)
+        self.sensitivity_dtype = arguments.choice(
+            "sensitivity_dtype", sensitivity_dtype, _SLOT_DTYPES
+        )
+        self.guide = arguments.boolean("guide", guide)
 
     def build(self, variables):
         """Creates the base's slots, and one sensitivity slot for every guided variable.
@@ -280,8 +281,8 @@ class SensitivityGuided:
     def _select(self, variables):
         """Which of the variables are guided, as a list of booleans."""
         paths = [_path(variable) for variable in variables]
-        included = _matches("include", self.include, paths, default=True)
-        excluded = _matches("exclude", self.exclude, paths, default=False)
+        included = arguments.matches("include", self.include, paths, default=True)
+        excluded = arguments.matches("exclude", self.exclude, paths, default=False)
         return [
             yes and not no and not self._overwrite_variable_with_gradient(variable)
             for yes, no, variable in zip(included, excluded, variables)
@@ -420,77 +421,3 @@ def _check_bases(cls):
                 f"`{cls.__name__}` cannot be guided: its base `{name}` {reason}. "
                 f"Use {_SUPPORTED_BASES} as the base."
             )
-
-
-def _matches(argument, patterns, paths, default):
-    if patterns is None:
-        return [default] * len(paths)
-    matched = [any(re.search(pattern, path) for pattern in patterns) for path in paths]
-    if paths and not any(matched):
-        shown = "\n  ".join(paths[:_PATHS_SHOWN])
-        more = len(paths) - _PATHS_SHOWN
-        rest = f"\n  and {more} more" if more > 0 else ""
-        raise ValueError(
-            f"Argument `{argument}` matches no variable. Pass regular expressions that are found "
-            f"in the path of one, or None. Received: {argument}={list(patterns)}. "
-            f"The variables are:\n  {shown}{rest}"
-        )
-    return matched
-
-
-def _number(argument, value, low, high, example):
-    # A NaN fails every comparison, and so is refused.
-    ok = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not ok:
-        raise TypeError(
-            f"Argument `{argument}` must be a float, such as {example}. "
-            f"Received: {argument}={value!r} (of type {type(value).__name__})"
-        )
-    if not low < value < high:
-        raise ValueError(
-            f"Argument `{argument}` must be above {low:g} and below {high:g}, such as {example}. "
-            f"Received: {argument}={value!r}"
-        )
-    return float(value)
-
-
-def _boolean(argument, value):
-    if not isinstance(value, bool):
-        raise TypeError(
-            f"Argument `{argument}` must be True or False. "
-            f"Received: {argument}={value!r} (of type {type(value).__name__})"
-        )
-    return value
-
-
-def _patterns(argument, value):
-    if value is None:
-        return None
-    if not isinstance(value, (list, tuple)) or not all(isinstance(p, str) for p in value):
-        raise TypeError(
-            f"Argument `{argument}` must be None or a list of regular expressions, such as "
-            f'{argument}=["attention", "kernel$"]. Received: {argument}={value!r}'
-        )
-    if not value:
-        raise ValueError(
-            f"Argument `{argument}` must not be an empty list. To {argument} nothing in "
-            f"particular, write {argument}=None. Received: {argument}={value!r}"
-        )
-    for pattern in value:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(
-                f"Argument `{argument}` holds a malformed regular expression ({error}). Escape "
-                f"special characters with a backslash. Received: {argument}={value!r}"
-            ) from error
-    return tuple(value)
-
-
-def _slot_dtype(value):
-    if value not in _SLOT_DTYPES:
-        raise ValueError(
-            'Argument `sensitivity_dtype` must be "float32" or "bfloat16". '
-            f"Received: sensitivity_dtype={value!r}"
-        )
-    return value

@@ -1,0 +1,81 @@
+"""Checks of the arguments that users pass: what is wrong, what was passed, what to write."""
+
+import numbers
+import re
+
+_PATHS_SHOWN = 8
+
+
+def number(argument, value, low, high, example):
+    """`value` as a float, if it is a number between `low` and `high`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(
+            f"Argument `{argument}` must be a float, such as {example}. "
+            f"Received: {argument}={value!r} (of type {type(value).__name__})"
+        )
+    if not low < value < high:  # as a NaN never is
+        raise ValueError(
+            f"Argument `{argument}` must be above {low:g} and below {high:g}, such as {example}. "
+            f"Received: {argument}={value!r}"
+        )
+    return float(value)
+
+
+def boolean(argument, value):
+    """`value`, if it is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(
+            f"Argument `{argument}` must be True or False. "
+            f"Received: {argument}={value!r} (of type {type(value).__name__})"
+        )
+    return value
+
+
+def patterns(argument, value):
+    """`value` as a tuple, if it is a list of regular expressions; None stays None."""
+    if value is None:
+        return None
+    if not isinstance(value, (list, tuple)) or not all(isinstance(p, str) for p in value):
+        raise TypeError(
+            f"Argument `{argument}` must be None or a list of regular expressions, such as "
+            f'{argument}=["attention", "kernel$"]. Received: {argument}={value!r}'
+        )
+    if not value:
+        raise ValueError(
+            f"Argument `{argument}` must not be an empty list. To {argument} nothing in "
+            f"particular, write {argument}=None. Received: {argument}={value!r}"
+        )
+    for pattern in value:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"Argument `{argument}` holds a malformed regular expression ({error}). Escape "
+                f"special characters with a backslash. Received: {argument}={value!r}"
+            ) from error
+    return tuple(value)
+
+
+def choice(argument, value, allowed):
+    """`value`, if it is one of the `allowed` strings."""
+    if value not in allowed:
+        listed = " or ".join(f'"{one}"' for one in allowed)
+        raise ValueError(f"Argument `{argument}` must be {listed}. Received: {argument}={value!r}")
+    return value
+
+
+def matches(argument, patterns, paths, default):
+    """Which paths some pattern is found in, as a list of booleans; `default` for no patterns."""
+    if patterns is None:
+        return [default] * len(paths)
+    matched = [any(re.search(pattern, path) for pattern in patterns) for path in paths]
+    if paths and not any(matched):
+        shown = "\n  ".join(paths[:_PATHS_SHOWN])
+        more = len(paths) - _PATHS_SHOWN
+        rest = f"\n  and {more} more" if more > 0 else ""
+        raise ValueError(
+            f"Argument `{argument}` matches no variable. Pass regular expressions that are found "
+            f"in the path of one, or None. Received: {argument}={list(patterns)}. "
+            f"The variables are:\n  {shown}{rest}"
+        )
+    return matched
