@@ -226,7 +226,7 @@ class SensitivityGuided:
         if not self.built:
             return
         names = _unique(_path(variable) for variable in self._trainable_variables)
-        width = max(len(name) for name in names)
+        width = max((len(name) for name in names), default=0)
         for name, variable, slot in zip(names, self._trainable_variables, self._sensitivities):
             mark = "plain" if slot is None else "guided"
             print_fn(f"  {mark:<6}  {name:<{width}}  {tuple(variable.shape)}")
@@ -296,7 +296,7 @@ class SensitivityGuided:
                 warnings.warn(
                     f"{type(self).__name__} cannot train {name} variables: `1 - beta_2` is lost "
                     "in their precision, in the Keras optimizer that it builds on too. Use "
-                    f'`keras.mixed_precision.set_global_policy("mixed_{name}")`, which computes '
+                    f'`keras.config.set_dtype_policy("mixed_{name}")`, which computes '
                     f"in {name} and keeps the variables in float32.",
                     stacklevel=3,
                 )

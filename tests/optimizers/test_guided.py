@@ -99,6 +99,9 @@ def test_building_on_no_variables_is_no_error():
     optimizer = Sage(include=["attention"])
     optimizer.build([])
     assert optimizer.sensitivities == {}
+    lines = []
+    optimizer.summary(print_fn=lines.append)
+    assert lines == [repr(optimizer)]
 
 
 @pytest.mark.parametrize(
