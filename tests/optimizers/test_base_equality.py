@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 from bases import BASES, guided, plain
-from modes import BACKEND, Runner, to_numpy
+from modes import Runner, to_numpy
 
 from sage_keras import SensitivityGuided
 
@@ -56,9 +56,8 @@ def test_not_guiding_equals_the_base(name, feature, settings):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.skipif(BACKEND == "torch", reason="torch has no compiler that keeps every bit")
 @pytest.mark.parametrize("name", ["AdamW", "Adamax", "SGD"])
-def test_excluding_equals_the_base_under_xla(name):
+def test_excluding_equals_the_base_when_compiled(name):
     arguments = {"learning_rate": 0.01, **BASES[name]}
     expected = train(plain(name)(**arguments), "xla")
     actual = train(guided(name)(**arguments, exclude=["."]), "xla")
