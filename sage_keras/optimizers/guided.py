@@ -8,8 +8,8 @@ import warnings
 import keras
 from keras import ops
 
+from sage_keras import arguments
 from sage_keras import sensitivity as measure
-from sage_keras.optimizers import arguments
 
 # The published rule scales the learning rate, which these bases do not pass through unchanged.
 _REFUSED_BASES = {

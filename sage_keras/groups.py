@@ -1,0 +1,81 @@
+"""Groups of a model's variables: by layer, by pattern, or by a function of one's own."""
+
+from sage_keras import arguments
+
+
+def group_variables(model, groups=None):
+    """Groups the trainable variables of a model.
+
+    Args:
+        model: A built `keras.Model`.
+        groups: `None` for one group a layer, as `model.summary(expand_nested=True)` lists them:
+            nested models are opened, and their layers are called `"model/layer"`. Or a dict of
+            group name to a regular expression that is searched in `variable.path`; a variable
+            joins every group that matches. Or a function of a variable that returns the name of
+            its group, or `None` for none. Defaults to `None`.
+
+    Returns:
+        Dict of group name to a non-empty list of variables. By layer, each variable is in one
+        group: a shared variable in the first layer that has it, and one that is not in any layer
+        under the model's own name.
+
+    Raises:
+        TypeError: If `groups` is none of these.
+        ValueError: If a pattern is malformed, or matches no variable.
+
+    Example:
+
+    >>> import keras
+    >>> dense = keras.layers.Dense(4, name="dense")
+    >>> model = keras.Sequential([keras.Input((2,)), dense, keras.layers.Dense(1, name="head")])
+    >>> {name: len(variables) for name, variables in group_variables(model).items()}
+    {'dense': 2, 'head': 2}
+    >>> list(group_variables(model, {"kernels": "kernel$"}))
+    ['kernels']
+    """
+    variables = model.trainable_variables
+    if groups is None:
+        return _by_layer(model, variables)
+    if isinstance(groups, dict):
+        return _by_pattern(groups, variables)
+    if callable(groups):
+        return _by_name([groups(variable) for variable in variables], variables)
+    raise TypeError(
+        "Argument `groups` must be None, a dict of group name to regular expression, such as "
+        '{"attention": "attention"}, or a function of a variable that returns a name. '
+        f"Received: groups={groups!r}"
+    )
+
+
+def _by_layer(model, variables):
+    owners = {}
+    for name, layer in _layers(model):
+        for variable in layer.trainable_variables:
+            owners.setdefault(id(variable), name)
+    return _by_name([owners.get(id(variable), model.name) for variable in variables], variables)
+
+
+def _layers(model, prefix=""):
+    for layer in model.layers:
+        name = prefix + layer.name
+        if getattr(layer, "layers", None):
+            yield from _layers(layer, f"{name}/")
+        yield name, layer
+
+
+def _by_pattern(groups, variables):
+    paths = [variable.path for variable in variables]
+    grouped = {}
+    for name, pattern in groups.items():
+        patterns = arguments.patterns("groups", [pattern])
+        matched = arguments.matches("groups", patterns, paths, default=False)
+        grouped[name] = [variable for variable, yes in zip(variables, matched) if yes]
+    return grouped
+
+
+def _by_name(names, variables):
+    grouped = {}
+    for name, variable in zip(names, variables):
+        if name is not None:
+            grouped.setdefault(name, []).append(variable)
+    return grouped
