@@ -79,6 +79,30 @@ def moving_average(average, value, beta_3):
     return ops.add(ops.multiply(average, beta_3), ops.multiply(value, 1.0 - beta_3))
 
 
+def as_stored(average, dtype):
+    """A moving average as a slot of `dtype` holds it, in its own dtype again.
+
+    Args:
+        average: Tensor, non-negative.
+        dtype: String, the dtype of the slot.
+
+    Returns:
+        `average`, rounded to bfloat16 if that is `dtype`, otherwise as it is.
+
+    Example:
+
+    >>> from keras import ops
+    >>> float(as_stored(ops.array(1.01), "bfloat16"))
+    1.0078125
+    """
+    if dtype != "bfloat16":
+        return average
+    # Through the bits: XLA takes a cast and its reverse for nothing, leaves both out, and then
+    # has to copy the old slot and the weights to read them beside the new ones.
+    bits = ops.cast(ops.view(ops.cast(average, dtype), "int16"), "int32")
+    return ops.cast(ops.view(ops.left_shift(bits, 16), "float32"), average.dtype)
+
+
 def bias_corrected(average, beta_3, step):
     """A moving average that began at zero, freed of its pull towards zero.
 

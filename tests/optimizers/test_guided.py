@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 from bases import BASES, guided
-from modes import BACKEND, to_numpy
+from modes import BACKEND, MODES, Runner, to_numpy
 
 import sage_keras
 from sage_keras import Sage, SageSGD, SensitivityGuided, guided_optimizers
@@ -290,16 +290,20 @@ def test_half_precision_variables_follow_the_rule(name, dtype):
     assert keras.backend.standardize_dtype(weight.dtype) == dtype
 
 
-def test_bfloat16_slots_are_rounded_after_the_scale_is_taken():
-    weight = keras.Variable([1.0, 1.0])
+@pytest.mark.parametrize("mode", MODES)
+def test_scale_is_that_of_the_bfloat16_slot(mode):
+    weight = np.float32([1.0, 1.0, 0.3])
+    gradient = np.float32([1.01, 1.0, 0.7])
     optimizer = SageSGD(learning_rate=1.0, sensitivity_dtype="bfloat16")
-    gradient = np.float32([1.001, 1.0])
-    optimizer.apply([keras.ops.array(gradient)], [weight])
+    runner = Runner(optimizer, [keras.Variable(weight)], mode)
+    runner.step([gradient])
     (slot,) = optimizer.sensitivities.values()
     assert keras.backend.standardize_dtype(slot.dtype) == "bfloat16"
-    np.testing.assert_allclose(to_numpy(slot).astype("float32"), 0.25 * gradient, rtol=2**-8)
-    # s is 3 to float32's precision, which a rounded average (of 8 bits) could not give
-    np.testing.assert_allclose(to_numpy(weight), 1 - 3 * gradient, rtol=1e-6)
+    # A quarter of |weight * gradient|, to 8 bits: 0.2525, 0.25 and 0.0525.
+    rounded = np.float32([0.251953125, 0.25, 0.052490234375])
+    np.testing.assert_array_equal(to_numpy(slot).astype("float32"), rounded)
+    scale = np.abs(weight * gradient - rounded) / rounded
+    np.testing.assert_allclose(runner.weights()[0], weight - scale * gradient, rtol=1e-6)
 
 
 def test_float64_variables_are_measured_in_float64():
