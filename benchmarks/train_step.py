@@ -59,10 +59,8 @@ def measure(encoder, options):
 
     for name in OPTIMIZERS:
         seconds(name)  # compiles
-    figures = {name: [] for name in OPTIMIZERS}
-    for _ in tqdm(range(options.rounds), desc=f"{encoder}: steps"):
-        for name in OPTIMIZERS:
-            figures[name].append(seconds(name))
+    print(f"{encoder}: {options.rounds} rounds", flush=True)
+    figures = common.interleave(seconds, OPTIMIZERS, options.rounds)
 
     import keras
 
@@ -117,15 +115,14 @@ def make_model(encoder, name, length):
     backbone = keras_hub.models.BertBackbone(
         vocabulary_size=vocabulary,
         num_layers=layers,
-        num_heads=width // 64 if width > 384 else 12,
+        num_heads=max(12, width // 64),
         hidden_dim=width,
         intermediate_dim=inner,
         max_sequence_length=positions,
     )
     inputs = {
-        "token_ids": keras.Input((length,), dtype="int32"),
-        "segment_ids": keras.Input((length,), dtype="int32"),
-        "padding_mask": keras.Input((length,), dtype="int32"),
+        name: keras.Input((length,), dtype="int32", name=name)
+        for name in ("token_ids", "segment_ids", "padding_mask")
     }
     outputs = keras.layers.Dense(2)(backbone(inputs)["pooled_output"])
     model = keras.Model(inputs, outputs)
