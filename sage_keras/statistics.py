@@ -43,13 +43,13 @@ def stride(shape, total):
     Example:
 
     >>> stride((768, 768), total=1_000_000), stride((768, 768), total=100_000_000)
-    (1, 11)
+    (1, 7)
     """
     size = math.prod(shape)
     wanted = max(_SAMPLE_PER_VARIABLE, size * _SAMPLE // total)
-    step = -(-size // wanted)
+    step = max(1, size // wanted)
     while math.gcd(step, size) > 1:
-        step += 1
+        step -= 1
     return step
 
 
@@ -176,7 +176,7 @@ def group_histograms(samples, weights, groups):
 
 def group_means(totals, parameters, groups):
     """The means of groups of variables, of the sum of each variable and the groups' sizes."""
-    return _by_group(totals, groups) / np.array(parameters, dtype="float32")
+    return ops.divide(_by_group(totals, groups), ops.convert_to_tensor(parameters, "float32"))
 
 
 def group_maxima(samples, groups):

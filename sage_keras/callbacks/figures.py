@@ -3,6 +3,7 @@
 import math
 import warnings
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -67,12 +68,13 @@ class SlotFigures:
         iterations = [
             ops.convert_to_tensor(one.iterations) for one in guided_optimizers(model.optimizer)
         ]
-        if self._has_scales and (previous is None or previous is UNKNOWN):
-            samples = [ops.zeros_like(one) for one in self._compiled_samples(slots)]
-        else:
-            samples = previous
-        table = np.array(ops.convert_to_numpy(self._compiled_table(slots, iterations, samples)))
-        return self._entries(table, known=previous is not UNKNOWN)
+        known = previous is not UNKNOWN
+        if not self._has_scales:
+            previous = None
+        elif previous is None or not known:
+            previous = [ops.zeros_like(one) for one in self._compiled_samples(slots)]
+        table = self._compiled_table(slots, iterations, previous)
+        return self._entries(np.array(ops.convert_to_numpy(table)), known)
 
     def _samples(self, slots):
         return [
@@ -191,11 +193,15 @@ def _has_scales(model, optimizers):
 
 
 def _slots(model):
-    return [
-        ops.convert_to_tensor(slot)
+    slots = [
+        slot.value
         for one in guided_optimizers(model.optimizer)
         for slot in one.sensitivities.values()
     ]
+    if keras.backend.backend() == "tensorflow":
+        # Variables, since reading one copies it; of a mirrored one that of the first replica.
+        return [getattr(slot, "values", [slot])[0] for slot in slots]
+    return slots
 
 
 def _scale(average, previous, setting):

@@ -88,32 +88,23 @@ class TensorBoardSink:
 
 
 def _values(entry, edges, tag):
+    from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+
     for name, value in entry["figures"].items():
-        yield _scalar(tag.format(name), value)
+        yield Summary.Value(tag=tag.format(name), simple_value=value)
     if "histogram" in entry:
-        yield _histogram(tag.format("log10"), edges, **entry["histogram"])
-
-
-def _scalar(tag, value):
-    from tensorboard.plugins.scalar.summary_v2 import scalar_pb
-
-    return scalar_pb(tag, value).value[0]
-
-
-def _histogram(tag, edges, counts, zeros):
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.plugins.histogram import metadata
-    from tensorboard.util import tensor_util
-
-    positions = np.log10(edges)
-    buckets = np.stack([positions[:-1], positions[1:], counts], axis=-1)
-    return Summary.Value(
-        tag=tag,
-        metadata=metadata.create_summary_metadata(
-            display_name=None, description=f"Decimal logarithm; {zeros:g} zeros are left out."
-        ),
-        tensor=tensor_util.make_tensor_proto(buckets, dtype=np.float64),
-    )
+        counts = np.array(entry["histogram"]["counts"])
+        filled = np.flatnonzero(counts)
+        if len(filled):
+            limits = np.log10(edges[filled[0] : filled[-1] + 2])
+            histogram = HistogramProto(
+                min=limits[0],
+                max=limits[-1],
+                num=counts.sum(),
+                bucket_limit=limits[1:],  # a bin's upper edge
+                bucket=counts[filled[0] : filled[-1] + 1],
+            )
+            yield Summary.Value(tag=tag.format("log10"), histo=histogram)
 
 
 def _strict(value):
