@@ -56,6 +56,31 @@ def patterns(argument, value):
     return tuple(value)
 
 
+def probabilities(argument, value):
+    """`value` as a tuple of floats, if it is a list of numbers from 0 to 1."""
+    if not isinstance(value, (list, tuple)) or not all(
+        isinstance(one, numbers.Real) and not isinstance(one, bool) and 0 <= one <= 1
+        for one in value
+    ):
+        raise ValueError(
+            f"Argument `{argument}` must be a list of numbers from 0 to 1, such as "
+            f"{argument}=[0.25, 0.5, 0.75]. Received: {argument}={value!r}"
+        )
+    return tuple(float(one) for one in value)
+
+
+def frequency(argument, value):
+    """`value`, if it is "epoch", "batch" or a number of batches."""
+    if value in ("epoch", "batch"):
+        return value
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(
+            f'Argument `{argument}` must be "epoch", "batch" or a whole number of batches above '
+            f"0, such as 50. Received: {argument}={value!r}"
+        )
+    return int(value)
+
+
 def choice(argument, value, allowed):
     """`value`, if it is one of the `allowed` strings."""
     if value not in allowed:

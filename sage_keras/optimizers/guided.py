@@ -171,6 +171,17 @@ class SensitivityGuided:
         super().update_step(gradient, variable, learning_rate)
 
     @property
+    def guided_variables(self):
+        """List of the guided variables, in the order of `sensitivities`.
+
+        Empty before the optimizer is built.
+        """
+        if not self.built:
+            return []
+        slots = zip(self._trainable_variables, self._sensitivities)
+        return [variable for variable, slot in slots if slot is not None]
+
+    @property
     def sensitivities(self):
         """The moving averages of the sensitivity, by variable path.
 

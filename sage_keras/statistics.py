@@ -1,0 +1,209 @@
+"""Figures of many parameters at once, as functions of tensors that stay on the device.
+
+Quantiles come from histograms with bins that are the leading bits of a float32: 32 in each octave,
+so that a bin is at most 3.1 % wide and its middle at most 1.6 % from any value in it, over the
+whole range of normal numbers. That needs one pass and no sort. Less than 2^-126 counts as zero.
+
+A large model is sampled: `stride` says how far apart the parameters lie that are looked at.
+"""
+
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+_MANTISSA_BITS = 5
+_SHIFT = 23 - _MANTISSA_BITS  # of the 23 bits of a float32's mantissa
+_PER_OCTAVE = 2**_MANTISSA_BITS
+_OCTAVES = 256  # the values of the exponent: zero, 254 octaves, not finite
+_BINS = _OCTAVES * _PER_OCTAVE
+
+_COARSE_PER_OCTAVE = 2
+_COARSE_BINS = (_OCTAVES - 2) * _COARSE_PER_OCTAVE
+
+# What a report looks at: all of a small model, and enough of a large one that the quantiles of
+# the whole lie within half a percent of those of all parameters, and those of a layer within two.
+_SAMPLE = 2**22
+_SAMPLE_PER_VARIABLE = 2**16
+
+
+def stride(shape, total):
+    """How far apart the elements of a variable lie that are looked at.
+
+    It has no factor in common with the size, so that all rows and columns have their turn.
+
+    Args:
+        shape: Tuple, the variable's shape.
+        total: Integer, the number of parameters of all variables together.
+
+    Returns:
+        Integer, 1 to look at every element.
+
+    Example:
+
+    >>> stride((768, 768), total=1_000_000), stride((768, 768), total=100_000_000)
+    (1, 7)
+    """
+    size = math.prod(shape)
+    wanted = max(_SAMPLE_PER_VARIABLE, size * _SAMPLE // total)
+    step = max(1, size // wanted)
+    while math.gcd(step, size) > 1:
+        step -= 1
+    return step
+
+
+def sample(values, step):
+    """Every `step`-th element, as a new vector."""
+    return ops.copy(ops.reshape(values, (-1,))[::step])
+
+
+def total(values):
+    """The sum, first down the columns, so that no running sum grows so large as to lose much."""
+    return ops.sum(ops.sum(values, axis=0))
+
+
+def histogram(values):
+    """Counts of a vector's elements in bins of equal width in each octave.
+
+    Args:
+        values: Non-negative float32 vector.
+
+    Returns:
+        Float32 vector, the count in each of `BIN_VALUES`.
+    """
+    # The sign bit of a minus zero would make a negative index.
+    leading_bits = ops.right_shift(ops.view(ops.abs(values), "int32"), _SHIFT)
+    return ops.cast(_count(leading_bits), "float32")
+
+
+def _count(indices):
+    # One of keras.ops is too slow on torch, by 12 times, and the other does not compile elsewhere.
+    if keras.backend.backend() == "torch":
+        return ops.bincount(indices, minlength=_BINS)
+    return ops.segment_sum(ops.ones_like(indices), indices, num_segments=_BINS)
+
+
+def _bin_values():
+    """The middle of each bin; zero for the lowest octave, not-a-number for the highest."""
+    exponents = np.arange(_OCTAVES).reshape(-1, 1) - 127.0
+    middles = 2**exponents * (1 + (np.arange(_PER_OCTAVE) + 0.5) / _PER_OCTAVE)
+    middles[0], middles[-1] = 0.0, np.nan
+    return middles.reshape(-1).astype("float32")
+
+
+BIN_VALUES = _bin_values()
+
+
+def quantiles(counts, probabilities):
+    """The quantiles of histograms, each at most 1.6 % from an element of that rank.
+
+    Args:
+        counts: Tensor of shape `(..., bins)`, as `histogram` gives them.
+        probabilities: Floats in [0, 1].
+
+    Returns:
+        Tensor of shape `(..., len(probabilities))`. Zero where there are no elements.
+    """
+    below = _cumulative(counts)
+    ranks = below[..., -1:] * ops.convert_to_tensor(probabilities, dtype="float32")
+    ranks = ops.maximum(ranks, 0.5)  # that of the smallest element, for a probability of 0
+    before = ops.expand_dims(below, -2) < ops.expand_dims(ranks, -1)
+    index = ops.minimum(ops.sum(ops.cast(before, "int32"), axis=-1), _BINS - 1)
+    return ops.take(ops.convert_to_tensor(BIN_VALUES), index)
+
+
+def gini(counts):
+    """The Gini index of histograms: 0 if all elements are equal, near 1 if few hold all.
+
+    Args:
+        counts: Tensor of shape `(..., bins)`.
+
+    Returns:
+        Tensor of shape `(...)`. Zero where all elements are.
+    """
+    below = _cumulative(counts)
+    count = ops.maximum(below[..., -1:], 1.0)
+    values = ops.where(counts > 0, ops.convert_to_tensor(np.nan_to_num(BIN_VALUES)), 0.0)
+    # Relative to the largest, or the products would underflow.
+    largest = ops.max(values, axis=-1, keepdims=True)
+    mass = counts / count * (values / ops.maximum(largest, 2.0**-126))
+    rank = (2.0 * below - counts) / count - 1.0
+    return ops.sum(mass * rank, axis=-1) / ops.maximum(ops.sum(mass, axis=-1), 2.0**-126)
+
+
+def coarse(counts):
+    """The counts in `COARSE_EDGES`, and the count of zeros before them.
+
+    Args:
+        counts: Tensor of shape `(..., bins)`.
+
+    Returns:
+        Tensor of shape `(..., 1 + coarse bins)`.
+    """
+    octaves = ops.reshape(counts, (*counts.shape[:-1], _OCTAVES, _PER_OCTAVE))
+    zeros = ops.sum(octaves[..., 0, :], axis=-1)
+    parts = (-1, _COARSE_BINS, _PER_OCTAVE // _COARSE_PER_OCTAVE)
+    bins = ops.sum(ops.reshape(octaves[..., 1:-1, :], parts), axis=-1)
+    return ops.concatenate([ops.reshape(zeros, (-1, 1)), bins], axis=-1)
+
+
+COARSE_EDGES = np.append(np.outer(2.0 ** np.arange(-126, 128), [1.0, 1.5]), 2.0**128)
+
+
+def _cumulative(counts):
+    """Running sums over the bins, octave by octave: short sums compile to fast code everywhere."""
+    octaves = ops.reshape(counts, (*counts.shape[:-1], _OCTAVES, _PER_OCTAVE))
+    within = ops.cumsum(octaves, axis=-1)
+    of_octaves = within[..., -1]
+    before = ops.cumsum(of_octaves, axis=-1) - of_octaves
+    return ops.reshape(within + ops.expand_dims(before, -1), counts.shape)
+
+
+def group_histograms(samples, weights, groups):
+    """The histograms of groups of variables.
+
+    Args:
+        samples: List of non-negative float32 vectors, the elements looked at of each variable.
+        weights: List of floats, how many parameters an element of each sample stands for.
+        groups: List of lists of positions in these lists.
+
+    Returns:
+        Tensor of shape `(len(groups), bins)`.
+    """
+    return _by_group([histogram(one) * w for one, w in zip(samples, weights)], groups)
+
+
+def group_means(totals, parameters, groups):
+    """The means of groups of variables, of the sum of each variable and the groups' sizes."""
+    return ops.divide(_by_group(totals, groups), ops.convert_to_tensor(parameters, "float32"))
+
+
+def group_maxima(samples, groups):
+    """The largest element of groups of variables."""
+    largest = [ops.max(one) for one in samples]
+    return ops.stack([ops.max(ops.stack([largest[i] for i in group])) for group in groups])
+
+
+def _by_group(values, groups):
+    return ops.stack([ops.sum(ops.stack([values[i] for i in one]), axis=0) for one in groups])
+
+
+def compiled(function):
+    """`function` of tensors, compiled where that makes it one call on the device.
+
+    Keras compiles its own training steps only. On torch it stays as it is: there each operation
+    is a kernel of its own, and compiling takes longer than it saves.
+    """
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.jit(function)
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, jit_compile=True, autograph=False)
+    import torch
+
+    return torch.no_grad()(function)

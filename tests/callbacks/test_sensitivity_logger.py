@@ -1,0 +1,479 @@
+"""The logger's figures, against a whole training in NumPy and float64, and where they go."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+from modes import BACKEND, to_numpy
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from twin import TWINS
+
+import sage_keras
+from sage_keras import SageSGD
+from sage_keras.analysis import read_log
+from sage_keras.callbacks import SensitivityLogger
+
+BATCHES, BATCH = 6, 4
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+NAMES = ["mean", "redundant_share", "gini", *(f"q{q:g}" for q in QUANTILES)]
+SCALE_NAMES = ["scale_mean", "scale_max", *(f"scale_q{q:g}" for q in QUANTILES)]
+
+
+def data(batches=BATCHES):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(batches * BATCH, 5)).astype("float32")
+    return x, (x @ random.normal(size=(5, 2))).astype("float32")
+
+
+def network(optimizer, **arguments):
+    """Two linear layers: a network whose gradient fits on a line."""
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(7, name="first"), keras.layers.Dense(2, name="second")]
+    model = keras.Sequential([keras.Input((5,)), *layers])
+    for layer in layers:
+        layer.bias.assign(np.linspace(-0.3, 0.4, layer.units))
+    model.compile(optimizer=optimizer, loss="mse", **arguments)
+    return model
+
+
+def fit(model, logger, epochs=2, batches=BATCHES, callbacks=(), **arguments):
+    x, y = data(batches)
+    return model.fit(
+        x,
+        y,
+        batch_size=BATCH,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=[logger, *callbacks],
+        **arguments,
+    )
+
+
+class TwinTraining:
+    """The same network under the twins of `twin.py`: the figures it must have at each step."""
+
+    def __init__(self, name, learning_rate, accumulation=1, **settings):
+        make = TWINS[name]
+        self.parameters = [
+            make(to_numpy(weight), learning_rate=learning_rate, **settings)
+            for weight in network(SageSGD()).trainable_variables
+        ]
+        self.accumulation = accumulation
+
+    def figures(self, epochs=2, batches=BATCHES):
+        """Dict of step to (dict of group to figures)."""
+        x, y = (np.float64(one) for one in data(batches))
+        accumulated, reports = [], {}
+        for index in [*range(batches)] * epochs:
+            chosen = slice(index * BATCH, (index + 1) * BATCH)
+            accumulated.append(self._gradients(x[chosen], y[chosen]))
+            if len(accumulated) == self.accumulation:
+                for parameter, *gradients in zip(self.parameters, *accumulated):
+                    parameter.step(np.mean(gradients, axis=0))
+                accumulated = []
+                reports[self.parameters[0].iterations] = self._report()
+        return reports
+
+    def _gradients(self, x, y):
+        kernel_1, bias_1, kernel_2, bias_2 = (one.weight for one in self.parameters)
+        hidden = x @ kernel_1 + bias_1
+        error = 2 * (hidden @ kernel_2 + bias_2 - y) / y.size
+        back = error @ kernel_2.T
+        return [x.T @ back, back.sum(axis=0), hidden.T @ error, error.sum(axis=0)]
+
+    def _report(self):
+        values = [
+            (one.state["sensitivity"] / (1 - one.beta_3**one.iterations)).ravel()
+            for one in self.parameters
+        ]
+        scales = [one.scale.ravel() for one in self.parameters]
+        limit = 0.01 * np.concatenate(values).mean()
+        groups = {"model": [0, 1, 2, 3], "first": [0, 1], "second": [2, 3]}
+        return {
+            name: exact_figures(
+                np.concatenate([values[i] for i in chosen]),
+                np.concatenate([scales[i] for i in chosen]),
+                limit,
+            )
+            for name, chosen in groups.items()
+        }
+
+
+def exact_figures(values, scales, limit):
+    ordered = np.sort(values)
+    ranks = 2 * np.arange(1, len(values) + 1) - len(values) - 1
+    figures = {
+        "mean": values.mean(),
+        "redundant_share": np.mean(values < limit),
+        "gini": (ranks * ordered).sum() / (len(values) * ordered.sum()),
+        "scale_mean": scales.mean(),
+        "scale_max": scales.max(),
+    }
+    for q in QUANTILES:
+        figures[f"q{q:g}"] = np.quantile(values, q, method="inverted_cdf")
+        figures[f"scale_q{q:g}"] = np.quantile(scales, q, method="inverted_cdf")
+    return figures
+
+
+def assert_equal_to_twin(log, expected, steps, scales=True):
+    assert log.steps.tolist() == steps
+    for name, series in {"model": log.model, **log.groups}.items():
+        for row, step in enumerate(steps):
+            for figure in NAMES + (SCALE_NAMES if scales else []):
+                tolerance = 1 / 60 if "q" in figure or figure == "gini" else 2e-4
+                assert series.figures[figure][row] == pytest.approx(
+                    expected[step][name][figure], rel=tolerance, abs=1e-7
+                ), (name, step, figure)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("Sage", {"weight_decay": 0.0}),
+        ("SageSGD", {"bias_correction": False, "beta_3": 0.9}),
+        ("SageAdam", {"guide": False}),
+    ],
+)
+def test_figures_are_those_of_the_twin(name, settings, tmp_path):
+    optimizer = getattr(sage_keras, name)(learning_rate=0.02, **settings)
+    fit(network(optimizer), SensitivityLogger(tmp_path, update_freq="batch"))
+    expected = TwinTraining(name, learning_rate=0.02, **settings).figures()
+    log = read_log(tmp_path)
+    assert_equal_to_twin(log, expected, list(range(1, 13)))
+    assert log.epochs.tolist() == [0] * 6 + [1] * 6
+    assert log.model.parameters == 58
+    assert log.groups["second"].parameters == 16
+    assert log.model.histogram.counts.sum(axis=1) + log.model.histogram.zeros == pytest.approx(58)
+    described = {"class": name, "bias_correction": optimizer.bias_correction}
+    described |= {"beta_3": optimizer.beta_3, "guide": optimizer.guide}
+    assert described.items() <= log.optimizers[0].items()
+
+
+@pytest.mark.parametrize(
+    ("update_freq", "steps"),
+    [
+        ("epoch", [6, 12]),
+        (4, [4, 8, 12]),
+        (9, [6, 9]),  # no report in the first epoch but at its end
+        (100, [6, 12]),
+    ],
+)
+def test_update_freq(update_freq, steps, tmp_path):
+    history = fit(network(SageSGD(0.02)), SensitivityLogger(tmp_path, update_freq))
+    expected = TwinTraining("SageSGD", 0.02, bias_correction=False).figures()
+    assert_equal_to_twin(read_log(tmp_path), expected, steps)
+    last = [max(step for step in steps if step <= end) for end in (6, 12)]
+    for figure in NAMES + SCALE_NAMES:
+        # A figure of the epoch itself, for each epoch.
+        assert history.history[f"sensitivity/{figure}"] == pytest.approx(
+            [expected[step]["model"][figure] for step in last], rel=1 / 60
+        )
+
+
+def test_gradient_accumulation(tmp_path):
+    """Two steps in an epoch of seven batches, and a batch without a step at its end."""
+    make = lambda: SageSGD(0.02, gradient_accumulation_steps=3)  # noqa: E731
+    twin = TwinTraining("SageSGD", 0.02, accumulation=3, bias_correction=False)
+    expected = twin.figures(epochs=3, batches=7)
+    fit(network(make()), SensitivityLogger(tmp_path / "epoch"), epochs=3, batches=7)
+    assert_equal_to_twin(read_log(tmp_path / "epoch"), expected, [2, 4, 7])
+    # Due after 2, 4, 6 ... batches, and then made by the next batch that makes a step.
+    fit(network(make()), SensitivityLogger(tmp_path / "two", update_freq=2), epochs=3, batches=7)
+    assert_equal_to_twin(read_log(tmp_path / "two"), expected, [1, 2, 3, 4, 5, 6, 7])
+
+
+def test_resumed_training_counts_on(tmp_path):
+    model = network(SageSGD(0.02))
+    fit(model, SensitivityLogger(tmp_path, update_freq=4), epochs=1)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    logger = SensitivityLogger(tmp_path, update_freq=4)
+    fit(again, logger, epochs=2, initial_epoch=1)
+    expected = TwinTraining("SageSGD", 0.02, bias_correction=False).figures(epochs=3)
+    log = read_log(tmp_path)
+    assert_equal_to_twin(log, expected, [4, 8, 12])
+    assert log.epochs.tolist() == [0, 1, 1]
+    fit(again, logger, epochs=1)
+    assert_equal_to_twin(read_log(tmp_path), expected, [4, 8, 12, 16])
+
+
+def test_loss_scale_optimizer(tmp_path):
+    model = network(keras.optimizers.LossScaleOptimizer(SageSGD(0.02), initial_scale=16.0))
+    fit(model, SensitivityLogger(tmp_path, update_freq=3))
+    expected = TwinTraining("SageSGD", 0.02, bias_correction=False).figures()
+    assert_equal_to_twin(read_log(tmp_path), expected, [3, 6, 9, 12])
+
+
+def test_a_step_that_overflows_is_not_reported(tmp_path):
+    """From 2^125 the scaled gradients overflow until the scale is small enough."""
+    scaled = keras.optimizers.LossScaleOptimizer(SageSGD(0.02), initial_scale=2.0**127)
+    fit(network(scaled), SensitivityLogger(tmp_path, update_freq="batch"), epochs=1)
+    log = read_log(tmp_path)
+    steps = int(scaled.inner_optimizer.iterations)
+    assert 0 < steps < BATCHES
+    assert log.steps.tolist() == list(range(1, steps + 1))
+    assert np.isfinite(log.model.figures["scale_mean"]).all()
+
+
+def test_multi_optimizer(tmp_path):
+    """Each layer at its own beta_3, the second one's biases unguided."""
+    inner = {
+        "first": SageSGD(0.02),
+        "second": SageSGD(0.02, beta_3=0.9, include=["kernel"]),
+    }
+    chosen = lambda variable: inner["first" if "first" in variable.path else "second"]  # noqa: E731
+    model = network(keras.optimizers.MultiOptimizer(chosen))
+    fit(model, SensitivityLogger(tmp_path), epochs=1)
+    log = read_log(tmp_path)
+    assert [one["beta_3"] for one in log.optimizers] == [0.75, 0.9]
+    assert log.groups["second"].parameters == 14
+
+    twin = TwinTraining("SageSGD", 0.02, bias_correction=False)
+    for parameter in twin.parameters[2:]:
+        parameter.beta_3 = 0.9
+    twin.parameters[3].step = lambda gradient, one=twin.parameters[3]: plain_step(one, gradient)
+    expected = twin.figures(epochs=1)[BATCHES]["first"]
+    for figure in SCALE_NAMES:
+        found = log.groups["first"].figures[figure][0]
+        assert found == pytest.approx(expected[figure], rel=1 / 60)
+    scale = twin.parameters[2].scale
+    found = log.groups["second"].figures
+    assert found["scale_mean"][0] == pytest.approx(scale.mean(), rel=2e-4)
+    assert found["scale_max"][0] == pytest.approx(scale.max(), rel=2e-4)
+
+
+def plain_step(twin, gradient):
+    twin.weight = twin.weight - twin.learning_rate * gradient
+    twin.iterations += 1
+    twin.scale = np.ones_like(twin.weight)
+
+
+@pytest.mark.parametrize("reason", ["bfloat16", "steps_per_execution"])
+def test_scale_figures_are_left_out_with_one_warning(reason, tmp_path):
+    if reason == "bfloat16":
+        model = network(SageSGD(0.02, sensitivity_dtype="bfloat16"))
+    elif BACKEND == "torch":
+        pytest.skip("Keras runs one step per execution on torch")
+    else:
+        model = network(SageSGD(0.02), steps_per_execution=3)
+    with pytest.warns(UserWarning, match=reason) as warned:
+        history = fit(model, SensitivityLogger(tmp_path, update_freq=4))
+    assert len([one for one in warned if "SensitivityLogger" in str(one.message)]) == 1
+    assert sorted(one for one in history.history if "sensitivity" in one) == sorted(
+        f"sensitivity/{name}" for name in NAMES
+    )
+    steps = [4, 8, 12] if reason == "bfloat16" else [6, 9, 12]
+    log = read_log(tmp_path)
+    assert log.steps.tolist() == steps
+    expected = TwinTraining("SageSGD", 0.02, bias_correction=False).figures()
+    means = [expected[step]["model"]["mean"] for step in steps]
+    assert log.model.figures["mean"] == pytest.approx(means, rel=5e-3)
+
+
+def test_number_of_steps_unknown_to_keras(tmp_path):
+    """A generator: which batch is the last is known afterwards only."""
+
+    def batches():
+        x, y = data()
+        for start in range(0, len(x), BATCH):
+            yield x[start : start + BATCH], y[start : start + BATCH]
+
+    model = network(SageSGD(0.02))
+    model.fit(batches(), verbose=0, callbacks=[SensitivityLogger(tmp_path)])
+    expected = TwinTraining("SageSGD", 0.02, bias_correction=False).figures(epochs=1)
+    assert_equal_to_twin(read_log(tmp_path), expected, [6])
+
+
+class StopAt(keras.callbacks.Callback):
+    def __init__(self, batch):
+        super().__init__()
+        self.batch = batch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == self.batch:
+            self.model.stop_training = True
+
+
+def test_training_that_is_stopped_in_mid_epoch(tmp_path):
+    history = fit(network(SageSGD(0.02)), SensitivityLogger(tmp_path), callbacks=[StopAt(2)])
+    expected = TwinTraining("SageSGD", 0.02, bias_correction=False).figures(epochs=1)
+    log = read_log(tmp_path)
+    assert log.steps.tolist() == [3]
+    assert log.model.figures["mean"][0] == pytest.approx(expected[3]["model"]["mean"], rel=1e-4)
+    assert np.isnan(log.model.figures["scale_mean"]).all()
+    assert np.isnan(history.history["sensitivity/scale_mean"]).all()
+
+
+class Seen(keras.callbacks.Callback):
+    """What a callback behind the logger finds in the logs."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches, self.epochs = {}, []
+
+    def on_train_batch_end(self, batch, logs=None):
+        if "sensitivity/mean" in logs:
+            self.batches[batch] = logs["sensitivity/mean"]
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs.append(logs["sensitivity/mean"])
+
+
+def test_other_callbacks_see_the_figures(tmp_path, capsys):
+    seen, before, file = Seen(), Seen(), tmp_path / "log.csv"
+    before.on_epoch_end = lambda epoch, logs=None: before.epochs.append(dict(logs))
+    x, y = data()
+    history = network(SageSGD(0.02)).fit(
+        x,
+        y,
+        batch_size=BATCH,
+        epochs=2,
+        shuffle=False,
+        verbose=2,
+        callbacks=[
+            before,
+            SensitivityLogger(update_freq=4),
+            seen,
+            keras.callbacks.CSVLogger(file),
+        ],
+    )
+    means = history.history["sensitivity/mean"]
+    assert list(seen.batches) == [3, 1, 5]  # in the epoch, steps 4, 8 and 12
+    assert means == seen.epochs == [seen.batches[3], seen.batches[5]]
+    with open(file) as rows:
+        assert [float(row["sensitivity/mean"]) for row in csv.DictReader(rows)] == means
+    assert f"sensitivity/mean: {means[1]:.4f}" in capsys.readouterr().out
+    assert before.batches == {}
+    assert not any("sensitivity" in name for logs in before.epochs for name in logs)
+
+
+def test_groups_of_ones_own(tmp_path):
+    model = network(SageSGD(0.02, include=["kernel"]))
+    groups = {"second": "second", "biases": "bias", "all": "."}
+    fit(model, SensitivityLogger(tmp_path, groups=groups, histograms=False), epochs=1)
+    log = read_log(tmp_path)
+    assert {name: one.parameters for name, one in log.groups.items()} == {"second": 14, "all": 49}
+    assert log.model.histogram is None
+    for name, figure in log.model.figures.items():
+        np.testing.assert_array_equal(figure, log.groups["all"].figures[name])
+
+
+def test_quantiles_of_ones_own(tmp_path):
+    fit(network(SageSGD(0.02)), SensitivityLogger(tmp_path, quantiles=[0, 1]), epochs=1)
+    figures = read_log(tmp_path).model.figures
+    assert [name for name in figures if "q" in name] == ["q0", "q1", "scale_q0", "scale_q1"]
+    assert figures["scale_q1"] == pytest.approx(figures["scale_max"], rel=1 / 60)
+
+
+def test_a_model_that_is_not_built_before_training(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.layers.Dense(3), keras.layers.Dense(2)])
+    model.compile(optimizer=SageSGD(0.02), loss="mse")
+    fit(model, SensitivityLogger(tmp_path, update_freq="batch"), epochs=1)
+    log = read_log(tmp_path)
+    assert log.steps.tolist() == [1, 2, 3, 4, 5, 6]
+    # At first beta / (1 - beta), and 1 for the biases, which are zero.
+    assert log.model.figures["scale_mean"][0] == pytest.approx((21 * 3 + 5 * 1) / 26, rel=1e-3)
+    assert np.isfinite(log.model.figures["scale_mean"]).all()
+
+
+def test_tensorboard_reads_the_events(tmp_path):
+    fit(network(SageSGD(0.02)), SensitivityLogger(tmp_path, update_freq=4))
+    log = read_log(tmp_path)
+    events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0})
+    events.Reload()
+    for tag, series in {
+        "sensitivity/{}": log.model,
+        "sensitivity_{}/first": log.groups["first"],
+    }.items():
+        for name, figure in series.figures.items():
+            scalars = events.Scalars(tag.format(name))
+            assert [one.step for one in scalars] == log.steps.tolist()
+            np.testing.assert_allclose([one.value for one in scalars], figure, rtol=1e-6)
+        counts = [sum(one.histogram_value.bucket) for one in events.Histograms(tag.format("log10"))]
+        assert counts == pytest.approx(series.histogram.counts.sum(axis=1))
+
+
+def test_without_tensorboard(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    fit(network(SageSGD(0.02)), SensitivityLogger(tmp_path), epochs=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["sensitivity.jsonl"]
+
+
+def test_a_diverged_run_is_logged_as_strict_json(tmp_path):
+    fit(network(SageSGD(1e20)), SensitivityLogger(tmp_path), epochs=3)
+    for line in (tmp_path / "sensitivity.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+    assert np.isnan(read_log(tmp_path).model.figures["mean"][-1])
+
+
+def test_a_killed_run_leaves_a_log_that_reads_back(tmp_path):
+    code = f"""
+    import os, signal
+    import keras, numpy as np
+    import sage_keras
+    from sage_keras.callbacks import SensitivityLogger
+
+    class Kill(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(optimizer=sage_keras.Sage(0.01), loss="mse")
+    logger = SensitivityLogger({str(tmp_path)!r}, update_freq=2)
+    x = np.ones((32, 2))
+    model.fit(x, x[:, :1], batch_size=4, callbacks=[logger, Kill()], verbose=0)
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.DEVNULL)
+    assert run.returncode == -signal.SIGKILL
+    assert read_log(tmp_path).steps.tolist() == [2, 4, 6]
+    events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0})
+    events.Reload()
+    assert [one.step for one in events.Scalars("sensitivity/mean")] == [2, 4, 6]
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        keras.optimizers.AdamW,
+        lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.AdamW()),
+        lambda: keras.optimizers.MultiOptimizer(
+            keras.optimizers.OptimizerMap(keras.optimizers.SGD())
+        ),
+    ],
+    ids=["plain", "scaled", "multi"],
+)
+def test_an_optimizer_that_measures_nothing_is_refused(optimizer, tmp_path):
+    with pytest.raises(ValueError, match=r"measures no sensitivity.*sage_keras\.Sage.*guide=False"):
+        fit(network(optimizer()), SensitivityLogger(tmp_path / "log"))
+    assert not (tmp_path / "log").exists()
+
+
+def test_groups_are_refused_before_training_goes_on():
+    with pytest.raises(ValueError, match="Argument `groups` matches no variable"):
+        fit(network(SageSGD()), SensitivityLogger(groups={"nothing": "nowhere"}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"update_freq": "step"}, r'`update_freq` must be "epoch", "batch" or a whole number'),
+        ({"update_freq": 0}, "`update_freq`.*Received: update_freq=0"),
+        ({"update_freq": True}, "`update_freq`"),
+        ({"quantiles": 0.5}, "`quantiles` must be a list of numbers from 0 to 1"),
+        ({"quantiles": (0.5, 1.1)}, "`quantiles`"),
+    ],
+)
+def test_arguments_are_checked(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SensitivityLogger(**arguments)
+    with pytest.raises(TypeError, match="`histograms` must be True or False"):
+        SensitivityLogger(histograms="yes")
