@@ -176,7 +176,8 @@ class Counter(keras.layers.Layer):
         return inputs
 
 
-def stateful_net():
+@pytest.fixture(scope="module")
+def stateful():
     keras.utils.set_random_seed(0)
     layers = [
         keras.Input((4,)),
@@ -199,12 +200,11 @@ def state(model):
 
 
 @pytest.mark.parametrize("per", ["batch", "example"])
-def test_model_is_left_untouched(per):
-    model = stateful_net()
+def test_model_is_left_untouched(per, stateful):
+    model = stateful
     before, trained = state(model), model.get_layer("counter").traces
     gradients = [getattr(variable.value, "grad", None) for variable in model.trainable_variables]
-    measured = measure_sensitivity(model, tf_dataset(examples()), per=per, verbose=0)
-    assert all(np.all(value >= 0) for value in measured.values())
+    measure_sensitivity(model, tf_dataset(examples()), per=per, verbose=0)
     assert state(model) == before
     assert gradients == [
         getattr(variable.value, "grad", None) for variable in model.trainable_variables
@@ -214,28 +214,25 @@ def test_model_is_left_untouched(per):
         traces = model.get_layer("counter").traces - trained
         assert traces == {"batch": 2, "example": 1}[per]
 
-    model.fit(*examples()[:2], verbose=0)  # and it goes on training
 
-
-def test_model_is_left_untouched_by_an_exception():
+def test_model_is_left_untouched_by_an_exception(stateful):
     def broken():
         yield examples()[:2]
         raise OSError("the disk is gone")
 
-    model = stateful_net()
-    before = state(model)
+    before = state(stateful)
     with pytest.raises(OSError, match="the disk is gone"):
-        measure_sensitivity(model, broken(), verbose=0)
-    with pytest.raises(Exception):  # noqa: B017 each backend raises its own
-        measure_sensitivity(model, [(np.ones((2, 7)), np.ones((2, 2)))], verbose=0)
-    assert state(model) == before
+        measure_sensitivity(stateful, broken(), verbose=0)
+    with pytest.raises(ValueError, match="hidden|counter|net|shape"):
+        measure_sensitivity(stateful, [(np.ones((2, 7)), np.ones((2, 2)))], verbose=0)
+    assert state(stateful) == before
 
 
-def test_dropout_is_off_and_the_result_is_the_same_again():
-    model = stateful_net()
-    first, second = (measure_sensitivity(model, examples(), verbose=0) for _ in range(2))
+def test_dropout_is_off_and_training_goes_on(stateful):
+    first, second = (measure_sensitivity(stateful, examples(), verbose=0) for _ in range(2))
     for path in first:
         np.testing.assert_array_equal(first[path], second[path])
+    stateful.fit(*examples()[:2], verbose=0)
 
 
 @pytest.mark.parametrize("scale", [2.0**10, 2.0**120], ids=["scaled", "overflows"])
