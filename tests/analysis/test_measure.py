@@ -223,7 +223,7 @@ def test_model_is_left_untouched_by_an_exception(stateful):
     before = state(stateful)
     with pytest.raises(OSError, match="the disk is gone"):
         measure_sensitivity(stateful, broken(), verbose=0)
-    with pytest.raises(ValueError, match="hidden|counter|net|shape"):
+    with pytest.raises(ValueError, match=r"shape|hidden"):
         measure_sensitivity(stateful, [(np.ones((2, 7)), np.ones((2, 2)))], verbose=0)
     assert state(stateful) == before
 
