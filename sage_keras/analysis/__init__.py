@@ -1,5 +1,20 @@
-"""Tools that look at what was measured."""
+"""What the sensitivity of a model tells, measured, read from a log, and tried by pruning."""
 
-from sage_keras.analysis.log import read_log
+from sage_keras.analysis.log import Histogram, Log, Series, read_log
+from sage_keras.analysis.measure import measure_sensitivity
+from sage_keras.analysis.pruning import pruned, pruning_curve
+from sage_keras.analysis.scores import magnitude_scores, random_scores
+from sage_keras.analysis.summary import summary
 
-__all__ = ["read_log"]
+__all__ = [
+    "Histogram",
+    "Log",
+    "Series",
+    "magnitude_scores",
+    "measure_sensitivity",
+    "pruned",
+    "pruning_curve",
+    "random_scores",
+    "read_log",
+    "summary",
+]
