@@ -14,7 +14,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 _COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
 _MOST_LINES = 5  # of a distribution, where no steps are asked for
 _INCHES_PER_ROW = 0.16  # of a heat map: enough for a label
-_LABEL_LENGTH = 36
+_LABEL_LENGTH = 46
 
 
 def require_matplotlib():

@@ -27,8 +27,11 @@ p, figcaption { max-width: 46rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { border: 1px solid #8886; padding: 0.25rem 0.6rem; text-align: right; }
-th[scope=row] { text-align: left; font-weight: normal; overflow-wrap: anywhere; min-width: 8rem; }
+th[scope=row] { text-align: left; font-weight: normal; overflow-wrap: break-word;
+  max-width: 24rem; }
 thead th { background: #8882; vertical-align: bottom; }
+thead th:first-child { text-align: left; }
+th[scope=colgroup] { text-align: center; }
 .pictures { display: grid; gap: 1rem; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 34rem), 1fr)); }
 figure { margin: 0; min-width: 0; }
