@@ -104,8 +104,9 @@ def remove_log(log_dir):
 
 
 def name_sublayer(variable):
-    """The group of a weight, finer than by layer: transformer_layer_0/.../query and so on."""
-    return variable.path.rpartition("/")[0]
+    """The group of a weight, finer than by layer: `layer_0/query` and so on."""
+    parts = variable.path.split("/")
+    return f"{parts[0].removeprefix('transformer_')}/{parts[-2]}"
 
 
 def prune(classifier, name, training, validation):

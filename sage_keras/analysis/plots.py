@@ -32,8 +32,9 @@ def require_matplotlib():
 def plot_distribution(log, steps=None, axes=None):
     """Draws how the sensitivity of the parameters is distributed, at several steps.
 
-    The area under a line is the share of parameters, on the logarithmic axis. Parameters of no
-    sensitivity have no place there: the legend states their share.
+    The area under a line is the share of parameters, on the logarithmic axis, which ends where
+    no line is above a thousandth of the highest peak. Parameters of no sensitivity have no place
+    there: the legend states their share.
 
     Args:
         log: A `Log`, of a `SensitivityLogger` with histograms.
@@ -69,6 +70,7 @@ def plot_distribution(log, steps=None, axes=None):
         title="Distribution of the sensitivity",
     )
     axes.set_ylim(bottom=0)
+    axes.set_xlim(_ends(centres, [line.get_ydata() for line in lines]))
     axes.grid(alpha=0.3)
     axes.legend(lines, labels, title="step")
     return axes
@@ -242,6 +244,13 @@ def _check_figure(log, figure):
 def _shades(count):
     """Colours from light to dark, none of them too light for a line on white."""
     return require_matplotlib().colormaps["viridis"](np.linspace(0.8, 0.1, count))
+
+
+def _ends(centres, densities):
+    """Where the lines begin and end to be seen, or None where nothing is."""
+    highest = np.max(densities, axis=0)
+    seen = centres[highest > highest.max(initial=0) / 1000]
+    return (seen[0] / 2, seen[-1] * 2) if len(seen) else None
 
 
 def _edges_around(steps):
