@@ -11,23 +11,28 @@ loads it again, and lets it classify the sentences given with `--text`.
 
 import argparse
 import dataclasses
-import math
 import pathlib
 import time
 
 import keras
 import keras_hub
 import numpy as np
-import tensorflow as tf
 from common.downloads import UnavailableError
 from common.encoders import minilm_folder
 from common.plots import plot_sensitivity_histogram, plot_validation_curves
 from common.text import movie_snippets, tfds_text
+from common.training import (
+    compiled_classifier,
+    positive_integer,
+    print_rows,
+    tokenize,
+    warmup_and_decay,
+)
 from keras import ops
 from matplotlib.figure import Figure
 
 from sage_keras import TRANSFORMER_BLOCKS, Sage, guided_optimizers
-from sage_keras import sensitivity as measure
+from sage_keras.callbacks import SensitivityLogger
 
 MINILM = "all-MiniLM-L6-v2"
 SNIPPETS = "movie-snippets"
@@ -42,51 +47,18 @@ QUICK = {
 }
 
 
-class EpochRecorder(keras.callbacks.Callback):
-    """Records, for every epoch, its seconds and the mean learning-rate scale of its last step.
-
-    Attributes:
-        seconds: List of floats, training and validation.
-        scales: List of floats, over all guided parameters; empty if there are none.
-    """
+class EpochTimer(keras.callbacks.Callback):
+    """Records the seconds of every epoch, training and validation."""
 
     def __init__(self):
         super().__init__()
         self.seconds = []
-        self.scales = []
 
     def on_epoch_begin(self, epoch, logs=None):
         self._began = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
         self.seconds.append(time.perf_counter() - self._began)
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if batch == self.params["steps"] - 1:
-            # Copies: the step writes into the slots, or frees them.
-            self._previous = [
-                [ops.copy(slot) for slot in optimizer.sensitivities.values()]
-                for optimizer in guided_optimizers(self.model.optimizer)
-            ]
-
-    def on_train_batch_end(self, batch, logs=None):
-        if batch != self.params["steps"] - 1:
-            return
-        total = count = 0
-        for optimizer, previous in zip(guided_optimizers(self.model.optimizer), self._previous):
-            for slot, previous_average in zip(optimizer.sensitivities.values(), previous):
-                scale = _learning_rate_scale(optimizer, slot, previous_average)
-                total += float(ops.sum(scale))
-                count += math.prod(slot.shape)
-        if count:
-            self.scales.append(total / count)
-
-
-def _learning_rate_scale(optimizer, average, previous_average):
-    value = measure.last_value(average, previous_average, optimizer.beta_3)
-    step = ops.cast(optimizer.iterations, "float32")
-    smoothed = measure.bias_corrected(average, optimizer.beta_3, step)
-    return measure.learning_rate_scale(value, smoothed, optimizer.sensitivity_epsilon)
 
 
 @dataclasses.dataclass
@@ -151,15 +123,10 @@ def check_texts(typed, texts):
 
 def make_optimizers(options):
     """AdamW and Sage, each at its own learning rate, otherwise alike."""
-    steps = options.epochs * math.ceil(options.train_size / options.batch_size)
-    warmup_steps = math.ceil(0.1 * steps)
 
     def arguments(learning_rate):
-        schedule = keras.optimizers.schedules.CosineDecay(
-            0.0,
-            decay_steps=max(1, steps - warmup_steps),
-            warmup_target=learning_rate,
-            warmup_steps=warmup_steps,
+        schedule = warmup_and_decay(
+            learning_rate, options.epochs, options.train_size, options.batch_size
         )
         return {"learning_rate": schedule, "weight_decay": 0.01, "global_clipnorm": 1.0}
 
@@ -177,37 +144,20 @@ def make_optimizers(options):
 def train(optimizer, preset, preprocessor, data, options):
     """Trains a classifier from the preset's weights; the seed makes all runs begin alike."""
     print(f"\n{optimizer.name}", flush=True)
-    keras.utils.set_random_seed(options.seed)
-    classifier = keras_hub.models.TextClassifier.from_preset(
-        preset, num_classes=len(data.class_names), preprocessor=None
-    )
-    classifier.compile(
-        optimizer=optimizer,
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-    )
-    recorder = EpochRecorder()
+    class_count = len(data.class_names)
+    classifier = compiled_classifier(preset, class_count, optimizer, options.seed)
+    timer = EpochTimer()
+    loggers = [SensitivityLogger()] if guided_optimizers(optimizer) else []
     training = tokenize(preprocessor, data.train).shuffle(options.train_size, seed=options.seed)
     history = classifier.fit(
         training.batch(options.batch_size),
         validation_data=tokenize(preprocessor, data.validation).batch(options.batch_size),
         epochs=options.epochs,
         shuffle=False,  # the data set does it
-        callbacks=[recorder],
-    )
-    accuracies = history.history["val_accuracy"]
-    return Run(classifier, accuracies, recorder.seconds, recorder.scales)
-
-
-def tokenize(preprocessor, examples):
-    """A data set of token ids, masks and labels, made once and outside the model.
-
-    Not arrays, which keras-hub's `fit` would not shuffle. The labels go through the preprocessor
-    because it would take a lone pair of sentences for sentences and labels.
-    """
-    tokenized = preprocessor(examples.texts, examples.labels)
-    arrays = keras.tree.map_structure(ops.convert_to_numpy, tokenized)
-    return tf.data.Dataset.from_tensor_slices(arrays)
+        callbacks=[*loggers, timer],
+    ).history
+    scales = history.get("sensitivity/scale_mean", [])
+    return Run(classifier, history["val_accuracy"], timer.seconds, scales)
 
 
 def print_table(runs):
@@ -218,11 +168,7 @@ def print_table(runs):
         accuracies = [f"{accuracy:.4f}" for accuracy in [*run.accuracies, run.accuracies[-1]]]
         scale = f"{np.mean(run.scales):.3f}" if run.scales else "-"
         rows.append([name, *accuracies, f"{np.mean(run.seconds):.1f}", scale])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    print()
-    for row in rows:
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths)))
-    print()
+    print_rows(rows)
 
 
 def draw(runs, path):
@@ -238,10 +184,9 @@ def final_sensitivities(classifier):
     """The bias-corrected sensitivities of all guided parameters, as one array."""
     return np.concatenate(
         [
-            np.ravel(ops.convert_to_numpy(measure.bias_corrected(slot, optimizer.beta_3, step)))
+            np.ravel(ops.convert_to_numpy(optimizer.sensitivity(variable)))
             for optimizer in guided_optimizers(classifier.optimizer)
-            for step in [ops.cast(optimizer.iterations, "float32")]
-            for slot in optimizer.sensitivities.values()
+            for variable in optimizer.guided_variables
         ]
     )
 
@@ -301,13 +246,6 @@ def parse_arguments(arguments):
         parser.set_defaults(**QUICK)
         options = parser.parse_args(arguments)
     return options
-
-
-def positive_integer(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0. Received: {text}")
-    return value
 
 
 if __name__ == "__main__":

@@ -21,6 +21,26 @@ def number(argument, value, low, high, example):
     return float(value)
 
 
+def share(argument, value, example):
+    """`value` as a float, if it is a number from 0 to 1, both included."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+        raise ValueError(
+            f"Argument `{argument}` must be a number from 0 to 1, such as {example}. "
+            f"Received: {argument}={value!r}"
+        )
+    return float(value)
+
+
+def positive_integer(argument, value, example):
+    """`value` as an int, if it is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(
+            f"Argument `{argument}` must be an int of at least 1, such as {example}. "
+            f"Received: {argument}={value!r}"
+        )
+    return int(value)
+
+
 def boolean(argument, value):
     """`value`, if it is True or False."""
     if not isinstance(value, bool):

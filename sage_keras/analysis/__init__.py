@@ -1,5 +1,32 @@
-"""Tools that look at what was measured."""
+"""What the sensitivity of a model tells, measured, read from a log, and tried by pruning."""
 
-from sage_keras.analysis.log import read_log
+from sage_keras.analysis.log import Histogram, Log, Series, read_log
+from sage_keras.analysis.measure import measure_sensitivity
+from sage_keras.analysis.plots import (
+    plot_distribution,
+    plot_heat_map,
+    plot_pruning_curves,
+    plot_scale,
+)
+from sage_keras.analysis.pruning import pruned, pruning_curve
+from sage_keras.analysis.report import write_report
+from sage_keras.analysis.scores import magnitude_scores, random_scores
+from sage_keras.analysis.summary import summary
 
-__all__ = ["read_log"]
+__all__ = [
+    "Histogram",
+    "Log",
+    "Series",
+    "magnitude_scores",
+    "measure_sensitivity",
+    "plot_distribution",
+    "plot_heat_map",
+    "plot_pruning_curves",
+    "plot_scale",
+    "pruned",
+    "pruning_curve",
+    "random_scores",
+    "read_log",
+    "summary",
+    "write_report",
+]

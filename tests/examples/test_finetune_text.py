@@ -15,8 +15,6 @@ from common.downloads import UnavailableError
 from common.text import Examples, TextData, movie_snippets, tfds_text
 from matplotlib.image import imread
 
-from sage_keras import Sage
-
 ADJECTIVES = {"negative": ["dull", "bad"], "positive": ["fine", "good"]}
 
 
@@ -223,28 +221,6 @@ def test_schedule_warms_up_over_a_tenth_and_ends_at_zero():
         schedule = keras.optimizers.schedules.deserialize(optimizer.get_config()["learning_rate"])
         rates = [float(schedule(step)) for step in (0, 5, 10, 55, 100)]
         assert rates == pytest.approx([0.0, peak / 2, peak, peak / 2, 0.0], abs=1e-9)
-
-
-def test_recorder_gives_the_mean_scale_of_each_epochs_last_step():
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(2, 8, 3)).astype("float32")[:, :6]
-    y = y[:, :1]
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, use_bias=False)])
-    model.compile(Sage(learning_rate=1e-9, weight_decay=0.0), loss="mse")
-    weight = model.get_weights()[0].astype("float64")
-    recorder = finetune_text.EpochRecorder()
-    model.fit(x, y, batch_size=2, epochs=2, shuffle=False, verbose=0, callbacks=[recorder])
-
-    expected, average = [], np.zeros_like(weight)
-    for step in range(1, 7):
-        rows = slice(2 * ((step - 1) % 3), 2 * ((step - 1) % 3) + 2)
-        gradient = 2 / 2 * x[rows].T @ (x[rows] @ weight - y[rows])  # the weight stays put
-        value = np.abs(weight * gradient)
-        average = 0.75 * average + 0.25 * value
-        smoothed = average / (1 - 0.75**step)
-        expected.append(np.mean(np.abs(value - smoothed) / smoothed))
-    assert recorder.scales == pytest.approx([expected[2], expected[5]], rel=1e-4)
-    assert len(recorder.seconds) == 2
 
 
 def test_quick_gives_way_to_what_is_passed():

@@ -1,0 +1,174 @@
+"""Trains a text encoder with AdamW and with Sage, and shows what became of its weights.
+
+    python examples/watch_training.py
+    python examples/watch_training.py --quick
+
+Both runs are watched with the same eyes: AdamW by `Sage(guide=False)`, which measures and leaves
+the training alone. Each run's `SensitivityLogger` reports every few steps. Afterwards the weights
+that matter least on training data are set to zero, more and more of them, and the validation data
+tell what that costs. Logs and a page about both runs, report.html, are under results/.
+"""
+
+import argparse
+import pathlib
+import re
+
+import keras_hub
+from common.downloads import UnavailableError
+from common.encoders import minilm_folder
+from common.text import movie_snippets
+from common.training import (
+    compiled_classifier,
+    positive_integer,
+    print_rows,
+    tokenize,
+    warmup_and_decay,
+)
+
+from sage_keras import TRANSFORMER_BLOCKS, Sage, analysis
+from sage_keras.callbacks import SensitivityLogger
+
+FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+MEASURED_BATCHES = 20
+QUICK = {
+    "train_size": 256,
+    "validation_size": 96,
+    "epochs": 1,
+    "batch_size": 16,
+    "sequence_length": 32,
+    "learning_rate": 3e-4,  # fewer steps, larger ones
+    "sage_learning_rate": 6e-4,
+}
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
+    try:
+        data = movie_snippets(options.train_size, options.validation_size, options.seed)
+        preset = minilm_folder()
+    except (UnavailableError, ValueError) as error:
+        raise SystemExit(f"watch_training.py: {error}") from error
+    preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(
+        preset, sequence_length=options.sequence_length
+    )
+    training = tokenize(preprocessor, data.train)
+    validation = tokenize(preprocessor, data.validation).batch(options.batch_size)
+
+    logs, curves = {}, {}
+    for name, optimizer in make_optimizers(options).items():
+        print(f"\n{name}", flush=True)
+        log_dir = options.output / name
+        remove_log(log_dir)
+        classifier = compiled_classifier(preset, len(data.class_names), optimizer, options.seed)
+        classifier.fit(
+            training.shuffle(options.train_size, seed=options.seed).batch(options.batch_size),
+            validation_data=validation,
+            epochs=options.epochs,
+            shuffle=False,  # the data set does it
+            callbacks=[
+                SensitivityLogger(log_dir, update_freq=options.update_freq, groups=name_sublayer)
+            ],
+        )
+        analysis.summary(classifier)
+        logs[name] = analysis.read_log(log_dir)
+        curves |= prune(classifier, name, training.batch(options.batch_size), validation)
+
+    print_table(logs, curves)
+    path = analysis.write_report(logs, options.output / "report.html", curves)
+    print(f"Wrote {path}")
+
+
+def make_optimizers(options):
+    """AdamW, watched only, and Sage: each at its own learning rate, otherwise alike."""
+
+    def make(learning_rate, guide):
+        return Sage(
+            warmup_and_decay(learning_rate, options.epochs, options.train_size, options.batch_size),
+            weight_decay=0.01,
+            global_clipnorm=1.0,
+            include=TRANSFORMER_BLOCKS,
+            guide=guide,
+        )
+
+    return {
+        "AdamW": make(options.learning_rate, guide=False),
+        "Sage": make(options.sage_learning_rate, guide=True),
+    }
+
+
+def remove_log(log_dir):
+    """Removes what an earlier run of this script logged, which a logger would continue."""
+    for pattern in ("sensitivity.jsonl", "events.out.tfevents.*"):
+        for path in log_dir.glob(pattern):
+            path.unlink()
+
+
+def name_sublayer(variable):
+    """The group of a weight, finer than by layer: `layer_0/query` and so on."""
+    parts = variable.path.split("/")
+    return f"{parts[0].removeprefix('transformer_')}/{parts[-2]}"
+
+
+def prune(classifier, name, training, validation):
+    """Pruning curves by sensitivity and, to compare, by magnitude."""
+    print("Measuring and pruning", flush=True)
+    rankings = {
+        f"{name}, by sensitivity": analysis.measure_sensitivity(
+            classifier, training, batches=min(MEASURED_BATCHES, len(training))
+        ),
+        f"{name}, by magnitude": analysis.magnitude_scores(classifier),
+    }
+    return {
+        label: analysis.pruning_curve(classifier, validation, in_blocks(scores), FRACTIONS)
+        for label, scores in rankings.items()
+    }
+
+
+def in_blocks(scores):
+    """The scores of the weights that both runs watch.
+
+    Half of the others are embeddings of words that no sentence here has. They come at no loss.
+    """
+    patterns = "|".join(TRANSFORMER_BLOCKS)
+    return {path: array for path, array in scores.items() if re.search(patterns, path)}
+
+
+def print_table(logs, curves):
+    rows = [["run", "steps", "mean sensitivity", "redundant", "mean scale"]]
+    for name, log in logs.items():
+        figures = {figure: values[-1] for figure, values in log.model.figures.items()}
+        share, scale = f"{figures['redundant_share']:.1%}", f"{figures['scale_mean']:.3f}"
+        rows.append([name, f"{log.steps[-1]}", f"{figures['mean']:.2e}", share, scale])
+    print_rows(rows)
+    rows = [["accuracy when pruned", *(f"{fraction:.0%}" for fraction in FRACTIONS)]]
+    for name, curve in curves.items():
+        rows.append([name, *(f"{accuracy:.4f}" for accuracy in curve["accuracy"])])
+    print_rows(rows)
+
+
+def parse_arguments(arguments):
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--learning-rate", type=float, default=1e-4, help="that of AdamW")
+    add("--sage-learning-rate", type=float, default=3e-4, help="that of Sage")
+    add("--epochs", type=positive_integer, default=2, help="passes over the training data")
+    add("--batch-size", type=positive_integer, default=32, help="examples in a step")
+    add("--sequence-length", type=positive_integer, default=40, help="tokens kept of an example")
+    add("--train-size", type=positive_integer, default=1200, help="examples to train on")
+    add("--validation-size", type=positive_integer, default=400, help="others to judge by")
+    add("--update-freq", type=positive_integer, default=4, help="steps from report to report")
+    add("--seed", type=int, default=0, help="of the new head, dropout and the order of the data")
+    add("--output", type=pathlib.Path, default="results/watch_training", help="where files go")
+    add("--quick", action="store_true", help="a trial run on few sentences, of one epoch")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        parser.set_defaults(**QUICK)
+        options = parser.parse_args(arguments)
+    return options
+
+
+if __name__ == "__main__":
+    main()

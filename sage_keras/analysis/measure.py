@@ -1,0 +1,267 @@
+"""The sensitivity of any compiled model's parameters on a set of data."""
+
+import functools
+import itertools
+
+import keras
+import numpy as np
+from keras import ops
+
+from sage_keras import arguments
+from sage_keras import sensitivity as measure
+from sage_keras.analysis.data import (
+    check_data,
+    count_batches,
+    read_batches,
+    read_examples,
+    to_tensors,
+)
+from sage_keras.paths import unique_paths
+
+
+def measure_sensitivity(model, data, batches=None, per="batch", batch_size=None, verbose=1):
+    """Measures the mean sensitivity |theta * gradient| of each trainable parameter over data.
+
+    Any compiled model can be measured, whatever trained it. The loss is the compiled one, with
+    sample weights, regularization and `add_loss`. The gradient is not clipped. The model runs
+    as in evaluation (`training=False`): dropout is off, and batch normalization takes its moving
+    statistics. So the result is the same on every call. The model and its optimizer are left
+    untouched, bit for bit.
+
+    The result is `mean(|theta * gradient(batch)|)` over batches, each counting the same whatever
+    its size, or over examples with `per="example"`. The gradients of examples partly cancel in
+    that of a batch, so the two differ, and the former depends on the batch size.
+
+    With a `LossScaleOptimizer` the loss is scaled as in training, and the scale is halved until
+    no gradient overflows; the result is free of it. Sensitivities that are still not finite are
+    returned as they are.
+
+    Args:
+        model: A compiled and built `keras.Model`.
+        data: A tuple of arrays `(x, y)` or `(x, y, sample_weight)`, in which each may be a
+            dict or list of arrays; a `tf.data.Dataset`; a `keras.utils.PyDataset`; a torch
+            DataLoader; or any iterable of batches `(x, y)` or `(x, y, sample_weight)`.
+        batches: Int, how many batches to read, or `None` for all. Defaults to `None`.
+        per: `"batch"`, or `"example"` for the gradients of single examples. Those are taken one
+            by one, in as much memory as a batch of one needs: one backward pass for each example
+            in place of one for each batch. Defaults to `"batch"`.
+        batch_size: Int, the batch size for arrays; other data comes in batches. Defaults to
+            `None`, which is 32 for arrays.
+        verbose: `1` for a progress bar with the mean loss, `0` for silence. Defaults to `1`.
+
+    Returns:
+        Dict of variable path to a NumPy array of the variable's shape, for each trainable
+        variable: float32, or float64 for float64 variables. Where a path occurs again the later
+        ones are called `path#1`, `path#2` and so on.
+
+    Raises:
+        TypeError: If `data` is of another kind.
+        ValueError: If the model is not built, not compiled or without a loss, if there is no
+            data, or fewer batches than asked for, or if an argument is out of range.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones", name="dense")
+    >>> model = keras.Sequential([keras.Input((2,)), dense], name="tiny")
+    >>> model.compile(loss="mse")
+    >>> x, y = np.array([[1.0, 2.0]]), np.array([[1.0]])
+    >>> measure_sensitivity(model, (x, y), verbose=0)["tiny/dense/kernel"].tolist()
+    [[4.0], [8.0]]
+
+    Reference:
+        - [Liang et al., 2022](https://arxiv.org/abs/2202.02664)
+    """
+    arguments.choice("per", per, ("batch", "example"))
+    _check_model(model)
+    check_data(data, batch_size)
+    total = _total(count_batches(data, batch_size), batches)
+
+    variables = model.trainable_variables
+    sums = [
+        ops.cast(ops.zeros_like(variable.value), measure.compute_dtype(variable.dtype))
+        for variable in variables
+    ]
+    add = _compiled_sum(model)
+    loss_scale = _loss_scale(model)
+    bar = keras.utils.Progbar(total, verbose=verbose)
+    read = measured = 0
+    for batch in itertools.islice(read_batches(data, batch_size), batches):
+        losses = []
+        for part in read_examples(batch) if per == "example" else [batch]:
+            sums, loss, loss_scale = _add_unless_overflown(add, sums, to_tensors(part), loss_scale)
+            losses.append(loss)
+        measured += len(losses)
+        read += 1
+        bar.update(read, [("loss", np.mean(losses))] if losses else [])
+    if total is None:
+        bar.update(read, finalize=True)
+    _check_read(read, measured, batches)
+    return {
+        path: np.array(ops.convert_to_numpy(value)) / measured
+        for path, value in zip(unique_paths(variables), sums)
+    }
+
+
+def _add_unless_overflown(add, sums, batch, loss_scale):
+    while True:
+        sums, loss, added = add(sums, batch, ops.convert_to_tensor(loss_scale, "float32"))
+        if bool(added):
+            return sums, float(loss), loss_scale
+        loss_scale /= 2
+
+
+def _compiled_sum(model):
+    """A function that adds one batch's sensitivities to their sums, compiled where that helps.
+
+    Keras has no gradient of its own, so that each backend's stands here: called with the sums, a
+    batch and the loss scale, it returns the new sums, the loss, and whether the batch was added,
+    which it is not where the scaled gradient overflows.
+    """
+    make = {"tensorflow": _tensorflow_sum, "jax": _jax_sum, "torch": _torch_sum}
+    backend = keras.backend.backend()
+    if backend not in make:
+        raise ValueError(f"The backend {backend} has no gradients. Use one of {', '.join(make)}.")
+    return make[backend](model)
+
+
+def _tensorflow_sum(model):
+    import tensorflow as tf
+
+    @tf.function(reduce_retracing=True)
+    def add(sums, batch, loss_scale):
+        weights = [tf.convert_to_tensor(variable) for variable in model.trainable_variables]
+        others = [tf.convert_to_tensor(variable) for variable in model.non_trainable_variables]
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            loss = _scaled_loss(weights, model, others, batch, loss_scale)
+        gradients = tape.gradient(loss, weights, unconnected_gradients="zero")
+        gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]  # sparse ones
+        return _add(sums, weights, gradients, loss, loss_scale)
+
+    return add
+
+
+def _jax_sum(model):
+    import jax
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def add(sums, weights, others, batch, loss_scale):
+        value_and_gradients = jax.value_and_grad(_scaled_loss)
+        loss, gradients = value_and_gradients(weights, model, others, batch, loss_scale)
+        return _add(sums, weights, gradients, loss, loss_scale)
+
+    def add_with_state(sums, batch, loss_scale):
+        weights = [variable.value for variable in model.trainable_variables]
+        others = [variable.value for variable in model.non_trainable_variables]
+        return add(sums, weights, others, batch, loss_scale)
+
+    return add_with_state
+
+
+def _torch_sum(model):
+    import torch
+
+    def add(sums, batch, loss_scale):
+        weights = [variable.value for variable in model.trainable_variables]
+        others = [variable.value for variable in model.non_trainable_variables]
+        with torch.enable_grad():
+            loss = _scaled_loss(weights, model, others, batch, loss_scale)
+        # Unlike backward(), this leaves the parameters' own .grad alone.
+        gradients = torch.autograd.grad(loss, weights, materialize_grads=True)
+        with torch.no_grad():
+            return _add(sums, weights, gradients, loss, loss_scale)
+
+    return add
+
+
+def _scaled_loss(weights, model, others, batch, loss_scale):
+    """The compiled loss of a batch, as a function of the weights that changes no variable."""
+    x, y, sample_weight = batch
+    variables = model.trainable_variables + model.non_trainable_variables
+    state = list(zip(variables, [*weights, *others]))
+    with keras.StatelessScope(state_mapping=state, collect_losses=True):
+        predicted = model(x, training=False)
+        if (
+            model.loss is None
+            and not model.losses
+            and type(model).compute_loss is keras.Model.compute_loss
+        ):
+            raise ValueError(
+                f"The model {model.name!r} has no loss to measure. Pass one to its `compile`, "
+                'such as model.compile(loss="mse").'
+            )
+        loss = model.compute_loss(
+            x=x, y=y, y_pred=predicted, sample_weight=sample_weight, training=False
+        )
+    return ops.multiply(loss, ops.cast(loss_scale, loss.dtype))
+
+
+def _add(sums, weights, gradients, loss, loss_scale):
+    added = loss_scale <= 1.0  # a gradient without scale that overflows is reported, not hidden
+    values = []
+    finite = []
+    for total, weight, gradient in zip(sums, weights, gradients):
+        gradient = ops.divide(ops.cast(gradient, total.dtype), ops.cast(loss_scale, total.dtype))
+        finite.append(ops.all(ops.isfinite(gradient)))
+        values.append(measure.sensitivity(ops.cast(weight, total.dtype), gradient))
+    added = ops.logical_or(added, ops.all(ops.stack(finite)))
+    sums = [ops.where(added, total + value, total) for total, value in zip(sums, values)]
+    return sums, ops.divide(loss, ops.cast(loss_scale, loss.dtype)), added
+
+
+def _loss_scale(model):
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        return 1.0
+    return float(optimizer.scale_loss(ops.ones((), "float32")))
+
+
+def _check_model(model):
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"Argument `model` must be a `keras.Model`. Received: {type(model).__name__}"
+        )
+    if not model.built:
+        raise ValueError(
+            f"The model {model.name!r} is not built. Call it on a batch of data, or `model.build` "
+            "with the shape of its input, before it is measured."
+        )
+    if not model.compiled:
+        raise ValueError(
+            f"The model {model.name!r} is not compiled, so that it has no loss to measure. "
+            'Compile it, such as model.compile(loss="mse").'
+        )
+    if not model.trainable_variables:
+        raise ValueError(f"The model {model.name!r} has no trainable variables to measure.")
+
+
+def _total(available, batches):
+    if batches is None:
+        if available == float("inf"):
+            raise ValueError(
+                "Argument `data` never ends. Say how much to read of it, such as batches=100."
+            )
+        return available
+    arguments.positive_integer("batches", batches, example=100)
+    if available is not None and available < batches:
+        _refuse_too_few(available, batches)
+    return batches
+
+
+def _check_read(read, measured, batches):
+    if batches is not None and read < batches:
+        _refuse_too_few(read, batches)
+    if not measured:
+        raise ValueError(
+            "Argument `data` is empty: there is nothing to measure. An iterator that was read "
+            "before has to be made anew."
+        )
+
+
+def _refuse_too_few(available, batches):
+    raise ValueError(
+        f"Argument `batches` asks for more than there is: `data` has {available} batches. "
+        f"Write batches=None for all of them. Received: batches={batches}"
+    )

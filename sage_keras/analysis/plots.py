@@ -1,0 +1,327 @@
+"""Pictures of what a `SensitivityLogger` wrote, and of pruning; they need matplotlib.
+
+Each is drawn on the axes that the caller passes, or on a new figure that no pyplot state keeps:
+`axes.figure.savefig("picture.png")` writes it. All are readable without colour.
+"""
+
+import math
+
+import numpy as np
+
+# One style for each line of a picture; the dashes tell them apart where the colours do not.
+_DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (7, 2, 1.5, 2)), (0, (4, 1.5, 1, 1.5, 1, 1.5)))
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
+_MOST_LINES = 5  # of a distribution, where no steps are asked for
+_INCHES_PER_ROW = 0.16  # of a heat map: enough for a label
+_LABEL_LENGTH = 46
+
+
+def require_matplotlib():
+    """Imports matplotlib, or says how to install it."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError(
+            "The pictures of `sage_keras.analysis` need matplotlib. Install it with "
+            '`pip install "sage_keras[analysis]"`.'
+        ) from error
+    return matplotlib
+
+
+def plot_distribution(log, steps=None, axes=None):
+    """Draws how the sensitivity of the parameters is distributed, at several steps.
+
+    The area under a line is the share of parameters, on the logarithmic axis, which ends where
+    no line is above a thousandth of the highest peak. Parameters of no sensitivity have no place
+    there: the legend states their share.
+
+    Args:
+        log: A `Log`, of a `SensitivityLogger` with histograms.
+        steps: List of ints, the steps of reports, or `None` for up to 5 from the first to the
+            last. Defaults to `None`.
+        axes: Matplotlib axes to draw on, or `None` for a new figure. Defaults to `None`.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If the log has no histogram, or none at one of the steps.
+    """
+    histogram = log.model.histogram
+    rows = _rows_of(log, steps)
+    axes = axes or _new_axes()
+    # The bins are of unlike widths, so counts alone would go up and down from bin to bin.
+    decades = np.diff(np.log10(histogram.edges))
+    centres = np.sqrt(histogram.edges[:-1] * histogram.edges[1:])
+    colors = _shades(len(rows))
+    lines, labels = [], []
+    for position, row in enumerate(rows):
+        total = histogram.counts[row].sum() + histogram.zeros[row]
+        density = histogram.counts[row] / max(total, 1) / decades
+        dashes = _DASHES[::-1][(position - len(rows)) % len(_DASHES)]  # the last one is solid
+        lines += axes.plot(centres, density, color=colors[position], linestyle=dashes)
+        zeros = histogram.zeros[row] / max(total, 1)
+        labels.append(f"{log.steps[row]:,}" + (f" ({zeros:.1%} at zero)" if zeros else ""))
+    axes.set(
+        xscale="log",
+        xlabel="sensitivity |weight x gradient|, averaged",
+        ylabel="share of parameters per factor of ten",
+        title="Distribution of the sensitivity",
+    )
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(_ends(centres, [line.get_ydata() for line in lines]))
+    axes.grid(alpha=0.3)
+    axes.legend(lines, labels, title="step")
+    return axes
+
+
+def plot_heat_map(log, figure="mean", axes=None):
+    """Draws one figure of each group of variables, by step.
+
+    Sensitivities have a logarithmic colour scale, other figures a linear one. Its lightness rises
+    with the value. Cells without a value are hatched, and sensitivities of zero are white.
+
+    Args:
+        log: A `Log`.
+        figure: String, the name of a figure, such as `"mean"`, `"redundant_share"` or
+            `"scale_mean"`. Defaults to `"mean"`.
+        axes: Matplotlib axes to draw on, or `None` for a new figure that is high enough for the
+            groups, up to 12 inches. Defaults to `None`.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If the log does not have the figure.
+    """
+    _check_figure(log, figure)
+    nothing = np.full(len(log.steps), np.nan)
+    values = np.array([group.figures.get(figure, nothing) for group in log.groups.values()])
+    axes = axes or _new_axes(height=min(max(_INCHES_PER_ROW * len(values) + 1.4, 3), 12))
+
+    logarithmic = figure == "mean" or figure.startswith("q")  # these are sensitivities
+    zero = (values == 0) & logarithmic
+    missing = ~np.isfinite(values)
+    columns, rows = _edges_around(log.steps), np.arange(len(values) + 1) - 0.5
+    axes.patch.set(facecolor="0.85", hatch="////", edgecolor="0.6")
+    mesh = axes.pcolormesh(
+        columns,
+        rows,
+        np.ma.masked_array(values, missing | zero),
+        norm="log" if logarithmic and (values > 0).any() else "linear",
+        cmap="cividis",
+    )
+    axes.pcolormesh(columns, rows, np.ma.masked_array(values, ~zero), cmap="Greys", vmin=0, vmax=1)
+    axes.invert_yaxis()  # the model's first layer on top
+    axes.set(xlabel="step", title=f"{_in_words(figure)} by group")
+    axes.figure.colorbar(mesh, ax=axes, label=_in_words(figure))
+    _name_rows(axes, list(log.groups))
+    _explain_gaps(axes, zero.any(), missing.any())
+    return axes
+
+
+def plot_scale(log, axes=None):
+    """Draws the learning-rate scale of the whole model over time, and its upper bound.
+
+    The scale cannot be above `max(1, beta_3 / (1 - beta_3))`; with bias correction, at step `t`,
+    above `max(1, (beta_3 - beta_3^t) / (1 - beta_3))`. Of several guided optimizers the highest
+    bound is drawn.
+
+    Args:
+        log: A `Log` with figures of the scale.
+        axes: Matplotlib axes to draw on, or `None` for a new figure. Defaults to `None`.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If the log has no figures of the scale.
+    """
+    _check_figure(log, "scale_mean")
+    axes = axes or _new_axes()
+    figures = log.model.figures
+    quantiles = sorted(float(name.removeprefix("scale_q")) for name in figures if "scale_q" in name)
+    if len(quantiles) > 1:
+        low, high = (figures[f"scale_q{one:g}"] for one in (quantiles[0], quantiles[-1]))
+        label = f"from {quantiles[0]:.4g} to {quantiles[-1]:.4g} quantile"
+        axes.fill_between(log.steps, low, high, color="tab:blue", alpha=0.2, lw=0, label=label)
+    few = len(log.steps) <= 30  # a lone report is a point, not a line
+    marks = {"marker": "o", "markersize": 3} if few else {}
+    axes.plot(log.steps, figures["scale_mean"], "-", color="tab:blue", label="mean", **marks)
+    if "scale_max" in figures:
+        style = {"linestyle": _DASHES[2], "color": "0.15"}
+        axes.plot(log.steps, figures["scale_max"], **style, **marks, label="maximum")
+    if log.optimizers:
+        bound = np.max([_bound(one, log.steps) for one in log.optimizers], axis=0)
+        axes.plot(log.steps, bound, linestyle=_DASHES[1], color="tab:red", label="bound")
+    axes.set(xlabel="step", ylabel="learning-rate scale s", title="Learning-rate scale")
+    axes.set_ylim(0, 1.3 * axes.dataLim.ymax or 1)  # room for the legend
+    _whole_steps(axes)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper center", ncols=2, framealpha=1)
+    return axes
+
+
+def plot_pruning_curves(curves, metric="loss", axes=None):
+    """Draws what models lose when more and more of their weights are zero.
+
+    Args:
+        curves: Dict of name to what `pruning_curve` returned: of several runs, or of one with
+            several rankings.
+        metric: String, which of its entries to draw. Defaults to `"loss"`.
+        axes: Matplotlib axes to draw on, or `None` for a new figure. Defaults to `None`.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If there are no curves, or one does not have the metric.
+    """
+    if not curves:
+        raise ValueError("Argument `curves` must not be empty. Pass {name: pruning_curve(...)}.")
+    for name, curve in curves.items():
+        if metric not in curve:
+            known = sorted(set(curve) - {"fraction"})
+            raise ValueError(
+                f"Argument `metric` must be in each curve; the one called {name!r} has {known}. "
+                f"Received: metric={metric!r}"
+            )
+    axes = axes or _new_axes()
+    lines = []
+    for position, curve in enumerate(curves.values()):
+        lines += axes.plot(
+            100 * np.asarray(curve["fraction"]),
+            curve[metric],
+            color=_COLORS[position % len(_COLORS)],
+            linestyle=_DASHES[position % len(_DASHES)],
+            marker=_MARKERS[position % len(_MARKERS)],
+            markersize=5,
+        )
+    axes.set(xlabel="weights set to zero (%)", title="Pruning")
+    axes.set_ylabel(metric, parse_math=False)
+    axes.grid(alpha=0.3)
+    _plain_legend(axes, lines, list(curves))
+    return axes
+
+
+def _new_axes(height=4.0):
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(6.4, height), dpi=100, layout="constrained").subplots()
+
+
+def _rows_of(log, steps):
+    """The positions of the reports at `steps`, or of a few that have a histogram."""
+    histogram = log.model.histogram
+    there = [] if histogram is None else np.flatnonzero(np.isfinite(histogram.zeros))
+    if len(there) == 0:
+        raise ValueError(
+            "The log has no histogram to draw. Log with SensitivityLogger(..., histograms=True)."
+        )
+    if steps is None:
+        chosen = np.linspace(0, len(there) - 1, min(_MOST_LINES, len(there)))
+        return there[np.rint(chosen).astype(int)]
+    known = log.steps[there].tolist()
+    unknown = sorted(set(steps) - set(known))
+    if unknown:
+        raise ValueError(
+            f"Argument `steps` must be steps of reports with a histogram, of which the log has "
+            f"{len(known)} from {known[0]} to {known[-1]}. It has none at {unknown}."
+        )
+    return [there[known.index(step)] for step in steps]
+
+
+def _check_figure(log, figure):
+    if figure not in log.model.figures:
+        raise ValueError(
+            f"The log has no figure {figure!r}. It has {sorted(log.model.figures)}. (The scale "
+            "cannot be had with slots in bfloat16 or with `steps_per_execution` above 1.)"
+        )
+
+
+def _shades(count):
+    """Colours from light to dark, none of them too light for a line on white."""
+    return require_matplotlib().colormaps["viridis"](np.linspace(0.8, 0.1, count))
+
+
+def _ends(centres, densities):
+    """Where the lines begin and end to be seen, or None where nothing is."""
+    highest = np.max(densities, axis=0)
+    seen = centres[highest > highest.max(initial=0) / 1000]
+    return (seen[0] / 2, seen[-1] * 2) if len(seen) else None
+
+
+def _edges_around(steps):
+    """The edges of cells around the steps, halfway between neighbours."""
+    if len(steps) == 1:
+        return np.array([steps[0] - 0.5, steps[0] + 0.5])
+    middle = (steps[1:] + steps[:-1]) / 2
+    return np.concatenate([[2 * steps[0] - middle[0]], middle, [2 * steps[-1] - middle[-1]]])
+
+
+def _bound(optimizer, steps):
+    """The most that the scale can be: all of the average is the last sensitivity, or none is."""
+    beta_3 = optimizer["beta_3"]
+    fading = beta_3**steps if optimizer["bias_correction"] else np.zeros(len(steps))
+    return np.maximum(1.0, (beta_3 - fading) / (1 - beta_3))
+
+
+def _in_words(figure):
+    words = {
+        "mean": "mean sensitivity",
+        "gini": "Gini index of the sensitivity",
+        "redundant_share": "redundant share",
+        "scale_mean": "mean learning-rate scale",
+        "scale_max": "maximum learning-rate scale",
+    }
+    text = words.get(figure, f"{figure} of the sensitivity")
+    return text[0].upper() + text[1:]
+
+
+def _name_rows(axes, names):
+    """Labels the rows of a heat map, and only so many as there is room for."""
+    height = axes.get_position().height * axes.figure.get_figheight()
+    every = max(1, math.ceil(len(names) * 0.8 * _INCHES_PER_ROW / height))
+    axes.set_yticks(
+        range(0, len(names), every),
+        [_shortened(name) for name in names[::every]],
+        fontsize=8,
+        parse_math=False,
+    )
+    if every > 1:
+        axes.set_ylabel(f"one name in {every} of {len(names)} groups")
+    _whole_steps(axes)
+
+
+def _shortened(name):
+    """The name with its middle left out, where it is too long for a label."""
+    begin = _LABEL_LENGTH // 3  # names differ most at their ends
+    end = _LABEL_LENGTH - begin - 1
+    return name if len(name) <= _LABEL_LENGTH else f"{name[:begin]}…{name[-end:]}"
+
+
+def _explain_gaps(axes, zero, missing):
+    from matplotlib.patches import Patch
+
+    handles = []
+    if zero:
+        handles.append(Patch(facecolor="white", edgecolor="0.4", label="zero"))
+    if missing:
+        gap = {"facecolor": "0.85", "edgecolor": "0.6", "hatch": "////"}
+        handles.append(Patch(**gap, label="no value"))
+    if handles:
+        axes.figure.legend(handles=handles, loc="outside lower right", ncols=2, fontsize=8)
+
+
+def _whole_steps(axes):
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _plain_legend(axes, lines, names):
+    """A legend in which a dollar sign is a dollar sign."""
+    for text in axes.legend(lines, names).get_texts():
+        text.set_parse_math(False)

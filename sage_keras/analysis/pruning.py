@@ -1,0 +1,228 @@
+"""Pruning: what a model loses when its least sensitive weights are zero."""
+
+import contextlib
+import fractions as exact
+
+import keras
+import numpy as np
+from keras import ops
+
+from sage_keras import arguments
+from sage_keras.analysis.data import check_data, count_batches
+from sage_keras.analysis.scores import by_path, read_scores
+from sage_keras.groups import group_variables
+
+_SCOPES = ("global", "layer")
+
+
+@contextlib.contextmanager
+def pruned(model, sensitivities, fraction, scope="global"):
+    """Zeroes the least sensitive weights of a model inside a `with` block.
+
+    On leaving the block, after an exception too, each variable that `sensitivities` names is as
+    it was, bit for bit, whatever happened to it inside.
+
+    Of `n` weights, `fraction * n` are zeroed, rounded to the nearest integer (a half to the even
+    one). `fraction` is taken as the decimal number that is written, so that 0.7 of 10 is 7. Of
+    equal sensitivities, those that come first are zeroed: in the order of `sensitivities`,
+    within a variable row by row.
+
+    Args:
+        model: A built `keras.Model`.
+        sensitivities: Dict of variable path to an array of the variable's shape, as
+            `measure_sensitivity`, `magnitude_scores` and `random_scores` return it. Variables
+            that it does not name are left alone: drop from the dict what shall not be pruned.
+        fraction: Float in [0, 1], the fraction of weights to zero.
+        scope: `"global"` to take the least sensitive weights of all the named variables
+            together, or `"layer"` to take the same fraction of each layer. Defaults to
+            `"global"`.
+
+    Raises:
+        ValueError: Before anything is changed, if `fraction` or `scope` is out of range, if the
+            model does not have a path, or if an array is of another shape or has NaNs.
+
+    Example:
+
+    >>> import keras
+    >>> dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones", name="dense")
+    >>> model = keras.Sequential([keras.Input((4,)), dense], name="tiny")
+    >>> sensitivities = {"tiny/dense/kernel": [[3.0], [1.0], [4.0], [2.0]]}
+    >>> with pruned(model, sensitivities, fraction=0.5):
+    ...     print(model.get_weights()[0].ravel())
+    [1. 0. 1. 0.]
+    >>> print(model.get_weights()[0].ravel())
+    [1. 1. 1. 1.]
+
+    Reference:
+        - [Liang et al., 2022](https://arxiv.org/abs/2202.02664)
+    """
+    fraction = arguments.share("fraction", fraction, example=0.2)
+    arguments.choice("scope", scope, _SCOPES)
+    scores = _read_sortable(model, sensitivities)
+
+    masks = _masks(model, scores, fraction, scope)
+    variables = by_path(model)
+    before = {path: ops.copy(variables[path].value) for path in masks}
+    try:
+        for path, mask in masks.items():
+            value = variables[path].value
+            variables[path].assign(ops.where(mask, ops.zeros_like(value), value))
+        yield
+    finally:
+        for path, value in before.items():
+            variables[path].assign(value)
+
+
+def pruning_curve(
+    model,
+    data,
+    sensitivities,
+    fractions=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
+    scope="global",
+    batch_size=None,
+    verbose=1,
+):
+    """Evaluates a model with more and more of its least sensitive weights zeroed.
+
+    The weights are those that `pruned` chooses, and are restored as there.
+
+    Args:
+        model: A compiled and built `keras.Model`.
+        data: What `model.evaluate` takes: a tuple of arrays `(x, y)` or
+            `(x, y, sample_weight)`, a `tf.data.Dataset`, a `keras.utils.PyDataset` or a torch
+            DataLoader; or a list of batches. It is read once for each fraction.
+        sensitivities: Dict of variable path to an array of the variable's shape, as
+            `measure_sensitivity` returns it. For the baselines pass `magnitude_scores(model)` or
+            `random_scores(model, seed)`.
+        fractions: Floats in [0, 1], the fractions of weights to zero. Defaults to
+            `(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)`.
+        scope: `"global"` or `"layer"`, as in `pruned`. Defaults to `"global"`.
+        batch_size: Int, the batch size for arrays; other data comes in batches. Defaults to
+            `None`, which is 32 for arrays.
+        verbose: `1` for a progress bar, `0` for silence. Defaults to `1`.
+
+    Returns:
+        Dict of NumPy arrays of one length: `"fraction"`, and `"loss"` and each compiled metric
+        by its name.
+
+    Raises:
+        ValueError: Before anything is changed, if `sensitivities`, a fraction or `scope` is
+            refused by `pruned`, or if `data` can be read only once or never ends.
+        TypeError: If `data` is of another kind.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> from sage_keras.analysis import magnitude_scores
+    >>> dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")
+    >>> model = keras.Sequential([keras.Input((2,)), dense])
+    >>> model.compile(loss="mae")
+    >>> data = np.array([[1.0, 2.0]]), np.array([[3.0]])
+    >>> curve = pruning_curve(model, data, magnitude_scores(model), (0.0, 0.5, 1.0), verbose=0)
+    >>> curve["loss"].tolist()
+    [0.0, 1.0, 3.0]
+
+    Reference:
+        - [Liang et al., 2022](https://arxiv.org/abs/2202.02664)
+    """
+    fractions = [arguments.share("fractions", fraction, example=0.2) for fraction in fractions]
+    if not fractions:
+        raise ValueError("Argument `fractions` must not be empty. Write, such as, (0.0, 0.2, 0.4).")
+    arguments.choice("scope", scope, _SCOPES)
+    scores = _read_sortable(model, sensitivities)
+    _check_repeatable(data, batch_size)
+
+    bar = keras.utils.Progbar(len(fractions), verbose=verbose, stateless_metrics=[])
+    curve = {"fraction": np.array(fractions)}
+    for done, fraction in enumerate(fractions, start=1):
+        with pruned(model, scores, fraction, scope):
+            logs = _evaluate(model, data, batch_size)
+        for name, value in logs.items():
+            curve.setdefault(name, np.empty(len(fractions)))[done - 1] = value
+        bar.update(done, [("fraction", fraction), *logs.items()])
+    return curve
+
+
+def _read_sortable(model, sensitivities):
+    scores = read_scores(model, sensitivities)
+    for path, array in scores.items():
+        if np.isnan(array).any():
+            raise ValueError(
+                f"Argument `sensitivities` has NaNs for {path!r}, which cannot be ranked. Measure "
+                "on data that give a finite loss, or drop the variable from the dict."
+            )
+    return scores
+
+
+def _masks(model, scores, fraction, scope):
+    """Which weights to zero: dict of path to boolean array."""
+    pools = [list(scores)]
+    if scope == "layer":
+        paths = {id(variable): path for path, variable in by_path(model).items()}
+        layers = [[paths[id(v)] for v in group] for group in group_variables(model).values()]
+        named = [[path for path in layer if path in scores] for layer in layers]
+        pools = [pool for pool in named if pool]
+    masks = {}
+    for pool in pools:
+        arrays = [scores[path] for path in pool]
+        count = _count(fraction, sum(array.size for array in arrays))
+        masks.update(zip(pool, _smallest(arrays, count)))
+    return masks
+
+
+def _count(fraction, size):
+    # str() gives back the decimal that was written; 0.15 * 10 in floats is below 1.5.
+    return round(exact.Fraction(str(fraction)) * size)
+
+
+def _smallest(arrays, count):
+    """Boolean arrays that are true for the `count` smallest elements, the first among equals."""
+    if count == 0:
+        return [np.zeros(array.shape, bool) for array in arrays]
+    ranked = np.concatenate([array.ravel() for array in arrays])
+    ranked.partition(count - 1)  # in place, and without the indices: half the memory or less
+    threshold = ranked[count - 1]
+    del ranked
+    masks = [np.less(array, threshold, order="C") for array in arrays]
+    missing = count - sum(int(np.count_nonzero(mask)) for mask in masks)
+    for array, mask in zip(arrays, masks):
+        equal = np.flatnonzero(array == threshold)[:missing]
+        mask.reshape(-1)[equal] = True
+        missing -= len(equal)
+    return masks
+
+
+def _check_repeatable(data, batch_size):
+    check_data(data, batch_size)
+    if hasattr(data, "__next__"):
+        raise ValueError(
+            "Argument `data` is read once for each fraction, and an iterator can be read only "
+            f"once. Pass a list of its batches. Received: {type(data).__name__}"
+        )
+    if count_batches(data, batch_size) == float("inf"):
+        raise ValueError(
+            "Argument `data` never ends. Limit it, such as `dataset.take(100)`, for an evaluation."
+        )
+
+
+def _evaluate(model, data, batch_size):
+    options = {"batch_size": batch_size, "verbose": 0, "return_dict": True}
+    if isinstance(data, tuple):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        return model.evaluate(x, y, sample_weight=sample_weight, **options)
+    return model.evaluate(_Batches(data) if isinstance(data, list) else data, **options)
+
+
+class _Batches(keras.utils.PyDataset):
+    """A list of batches, which `model.evaluate` takes in no other form."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self._batches = batches
+
+    def __len__(self):
+        return len(self._batches)
+
+    def __getitem__(self, index):
+        return self._batches[index]

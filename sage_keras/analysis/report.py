@@ -1,0 +1,273 @@
+"""One self-contained page about the logs of several runs."""
+
+import base64
+import html
+import io
+import math
+import os
+import pathlib
+
+from sage_keras.analysis.plots import (
+    plot_distribution,
+    plot_heat_map,
+    plot_pruning_curves,
+    plot_scale,
+    require_matplotlib,
+)
+
+_PIXELS_PER_DOT = 2  # for sharp pictures on dense screens
+_UNKNOWN = "–"  # noqa: RUF001, an en dash, as in printed tables
+
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 84rem; }
+h1, h2 { line-height: 1.2; }
+h2 { margin-top: 2.5rem; }
+p, figcaption { max-width: 46rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { border: 1px solid #8886; padding: 0.25rem 0.6rem; text-align: right; }
+th[scope=row] { text-align: left; font-weight: normal; overflow-wrap: break-word;
+  max-width: 24rem; }
+thead th { background: #8882; vertical-align: bottom; }
+thead th:first-child { text-align: left; }
+th[scope=colgroup] { text-align: center; }
+.pictures { display: grid; gap: 1rem; align-items: start;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 34rem), 1fr)); }
+figure { margin: 0; min-width: 0; }
+figure h3 { margin: 0.5rem 0; overflow-wrap: anywhere; }
+img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+"""
+
+
+def write_report(logs, output="report.html", pruning_curves=None):
+    """Writes a page that shows and compares runs: tables and pictures, all in one file.
+
+    The page needs no network and no other file. It is written whole or not at all.
+
+    Args:
+        logs: Dict of the run's name to its `Log`, as `read_log` returns it.
+        output: Path of the file; its folder is created where it is missing. Defaults to
+            `"report.html"`.
+        pruning_curves: Dict of name to what `pruning_curve` returned, to be shown too, or
+            `None`. Defaults to `None`.
+
+    Returns:
+        The `pathlib.Path` of the file.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If there are no logs.
+
+    Example:
+
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from sage_keras.analysis import Log, Series, write_report
+    >>> series = Series(parameters=8, figures={"mean": np.array([0.5])}, histogram=None)
+    >>> log = Log(np.array([3]), np.array([0]), [], model=series, groups={"dense": series})
+    >>> path = write_report({"first": log}, pathlib.Path(tempfile.mkdtemp()) / "report.html")
+    >>> "<td>5.00e-01</td>" in path.read_text(encoding="utf-8")
+    True
+    """
+    if not logs:
+        raise ValueError("Argument `logs` must not be empty. Pass {name: read_log(log_dir)}.")
+    require_matplotlib()
+    content = _page(logs, pruning_curves or {})
+    output = pathlib.Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f"{output.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(content, encoding="utf-8")
+        os.replace(partial, output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return output
+
+
+def _page(logs, pruning_curves):
+    names = ", ".join(logs)
+    sections = [
+        _section("Runs", _RUNS, _table(*_runs(logs))),
+        _distributions(logs),
+        _heat_maps(logs),
+        _scales(logs),
+        _pruning(pruning_curves),
+        _section("Groups of variables", _GROUPS, _table(*_groups(logs))),
+    ]
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Sensitivity of {html.escape(names)}</title>
+<link rel="icon" href="data:,">
+<style>{_STYLE}</style>
+</head>
+<body>
+<main>
+<h1>Sensitivity of {html.escape(names)}</h1>
+{"".join(sections)}</main>
+</body>
+</html>
+"""
+
+
+_RUNS = (
+    "Figures of the last report, over all guided parameters. Sensitivity is |weight x gradient|, "
+    "averaged over the last steps: about how much the loss would change if the weight were zero. "
+    "The redundant share is that of the parameters under 1 % of the mean. The Gini index is 0 "
+    "where all sensitivities are alike and 1 where one parameter has it all. The scale is what "
+    "the learning rate is multiplied by, or would be in a run that is only watched."
+)
+_DISTRIBUTION = (
+    "How many parameters have which sensitivity. A line that moves to the left is a model that "
+    "hangs less on each of its weights; a hump far to the left is weights that it does not use."
+)
+_HEAT_MAP = (
+    "Where in the model the sensitivity is, and when. The colours mean the same in each picture."
+)
+_SCALE = (
+    "Small where the sensitivity is steady, so that the weight counts as well trained; large "
+    "where it varies."
+)
+_PRUNING = "What happens when the least sensitive weights are set to zero."
+_GROUPS = (
+    "Figures of the last report. The redundant share counts parameters under 1 % of the mean of "
+    "the whole model."
+)
+
+
+def _section(title, text, content):
+    return (
+        f"<section>\n<h2>{html.escape(title)}</h2>\n<p>{html.escape(text)}</p>\n"
+        f"{content}\n</section>\n"
+    )
+
+
+def _runs(logs):
+    """The header and the rows of the table of runs."""
+    header = ["Run", "Optimizer", "Steps", "Parameters", "Mean sensitivity"]
+    header += ["Redundant share", "Gini index", "Mean scale"]
+    rows = [
+        [
+            name,
+            ", ".join(map(_optimizer, log.optimizers)) or _UNKNOWN,
+            f"{log.steps[-1]:,}",
+            f"{log.model.parameters:,}",
+            _last(log.model, "mean", "{:.2e}"),
+            _last(log.model, "redundant_share", "{:.1%}"),
+            _last(log.model, "gini", "{:.3f}"),
+            _last(log.model, "scale_mean", "{:.3f}"),
+        ]
+        for name, log in logs.items()
+    ]
+    return [[(title, 1) for title in header]], rows
+
+
+def _groups(logs):
+    """The header and the rows of the table of groups, with the runs side by side."""
+    figures = {"mean": "{:.2e}", "redundant_share": "{:.1%}", "scale_mean": "{:.3f}"}
+    titles = ["Mean sensitivity", "Redundant share", "Mean scale"]
+    header = [
+        [("", 2), *((name, len(figures)) for name in logs)],
+        [("Group", 1), ("Parameters", 1), *((title, 1) for _ in logs for title in titles)],
+    ]
+    rows = []
+    for name in {name: None for log in logs.values() for name in log.groups}:
+        groups = [log.groups.get(name) for log in logs.values()]
+        parameters = next(group.parameters for group in groups if group)
+        cells = [_last(group, *figure) for group in groups for figure in figures.items()]
+        rows.append([name, f"{parameters:,}", *cells])
+    return header, rows
+
+
+def _optimizer(settings):
+    guide = "" if settings["guide"] else ", watched"
+    return f"{settings['class']} (β₃ {settings['beta_3']:g}{guide})"
+
+
+def _last(series, figure, style):
+    value = series.figures.get(figure, [math.nan])[-1] if series else math.nan
+    return style.format(value) if math.isfinite(value) else _UNKNOWN
+
+
+def _table(header, rows):
+    """A table whose header has rows of (title, columns), and whose rows begin with a name."""
+    lines = ['<div class="scroll" tabindex="0">', "<table>", "<thead>"]
+    for titles in header:
+        cells = [
+            f'<th scope="{"col" if span == 1 else "colgroup"}" colspan="{span}">'
+            f"{html.escape(title)}</th>"
+            for title, span in titles
+        ]
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    lines += ["</thead>", "<tbody>"]
+    for name, *values in rows:
+        cells = "".join(f"<td>{html.escape(value)}</td>" for value in values)
+        lines.append(f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>')
+    return "\n".join([*lines, "</tbody>", "</table>", "</div>"])
+
+
+def _distributions(logs):
+    drawn = {name: plot_distribution(log) for name, log in logs.items() if log.model.histogram}
+    _share_limits(drawn.values(), "x")
+    _share_limits(drawn.values(), "y")
+    text = "Share of parameters by sensitivity at several steps of {}."
+    return _pictures("Distribution of the sensitivity", _DISTRIBUTION, drawn, text)
+
+
+def _heat_maps(logs):
+    drawn = {name: plot_heat_map(log) for name, log in logs.items()}
+    limits = [axes.collections[0].get_clim() for axes in drawn.values()]
+    limits = [pair for pair in limits if None not in pair]
+    for axes in drawn.values() if limits else []:
+        axes.collections[0].set_clim(min(low for low, _ in limits), max(high for _, high in limits))
+    text = "Mean sensitivity of each group of variables in {} by step."
+    return _pictures("Sensitivity by group", _HEAT_MAP, drawn, text)
+
+
+def _scales(logs):
+    drawn = {
+        name: plot_scale(log) for name, log in logs.items() if "scale_mean" in log.model.figures
+    }
+    _share_limits(drawn.values(), "y")
+    text = "Mean, quantiles and maximum of the learning-rate scale of {} by step, below its bound."
+    return _pictures("Learning-rate scale", _SCALE, drawn, text)
+
+
+def _pruning(curves):
+    drawn = {}
+    if curves:
+        metrics = [name for name in next(iter(curves.values())) if name != "fraction"]
+        shared = [name for name in metrics if all(name in curve for curve in curves.values())]
+        drawn = {name: plot_pruning_curves(curves, name) for name in shared}
+    text = "The {} by share of weights set to zero, of " + ", ".join(curves) + "."
+    return _pictures("Pruning", _PRUNING, drawn, text)
+
+
+def _share_limits(all_axes, dimension):
+    """Gives all axes the limits that hold what each of them shows."""
+    limits = [getattr(axes, f"get_{dimension}lim")() for axes in all_axes]
+    for axes in all_axes:
+        set_limits = getattr(axes, f"set_{dimension}lim")
+        set_limits(min(low for low, _ in limits), max(high for _, high in limits))
+
+
+def _pictures(title, text, drawn, description):
+    """A section of pictures, axes by name; nothing where there are none."""
+    if not drawn:
+        return ""
+    figures = []
+    for name, axes in drawn.items():
+        width, height = axes.figure.get_size_inches() * axes.figure.dpi
+        picture = io.BytesIO()
+        axes.figure.savefig(picture, format="png", dpi=axes.figure.dpi * _PIXELS_PER_DOT)
+        data = base64.b64encode(picture.getvalue()).decode()
+        alternative = html.escape(description.replace("{}", name))
+        figures.append(
+            f"<figure>\n<h3>{html.escape(name)}</h3>\n"
+            f'<img width="{width:.0f}" height="{height:.0f}" alt="{alternative}" '
+            f'src="data:image/png;base64,{data}">\n</figure>'
+        )
+    return _section(title, text, '<div class="pictures">\n' + "\n".join(figures) + "\n</div>")
