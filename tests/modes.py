@@ -1,5 +1,7 @@
 """Runs an optimizer's step eagerly, in a graph, or compiled, on whichever backend is chosen."""
 
+import contextlib
+
 import keras
 import numpy as np
 
@@ -9,6 +11,17 @@ MODES = ("eager", "graph", "xla")
 
 def to_numpy(value):
     return np.array(keras.ops.convert_to_numpy(value))
+
+
+def float64_allowed():
+    """A context in which JAX has float64 too."""
+    if BACKEND != "jax":
+        return contextlib.nullcontext()
+    import jax
+
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    return jax.experimental.enable_x64()  # where it was until jax 0.7
 
 
 class Runner:

@@ -40,7 +40,8 @@ def measure_sensitivity(model, data, batches=None, per="batch", batch_size=None,
         model: A compiled and built `keras.Model`.
         data: A tuple of arrays `(x, y)` or `(x, y, sample_weight)`, in which each may be a
             dict or list of arrays; a `tf.data.Dataset`; a `keras.utils.PyDataset`; a torch
-            DataLoader; or any iterable of batches `(x, y)` or `(x, y, sample_weight)`.
+            DataLoader; or any iterable of batches `(x, y)` or `(x, y, sample_weight)`. `x` is what
+            the model itself takes: of a keras-hub task, what its preprocessor returns.
         batches: Int, how many batches to read, or `None` for all. Defaults to `None`.
         per: `"batch"`, or `"example"` for the gradients of single examples. Those are taken one
             by one, in as much memory as a batch of one needs: one backward pass for each example

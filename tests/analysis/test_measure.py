@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from modes import BACKEND, to_numpy
+from modes import BACKEND, float64_allowed, to_numpy
 
 from sage_keras import Sage
 from sage_keras.analysis import measure_sensitivity
@@ -18,12 +18,12 @@ def examples():
     return x.astype("float32"), y.astype("float32"), np.linspace(0, 2, SIZE, dtype="float32")
 
 
-def dense_net(optimizer="sgd", **arguments):
+def dense_net(optimizer="sgd"):
     keras.utils.set_random_seed(0)
     hidden = keras.layers.Dense(3, "tanh", bias_initializer="glorot_normal", name="hidden")
     out = keras.layers.Dense(2, bias_initializer="glorot_normal", name="out")
     model = keras.Sequential([keras.Input((4,)), hidden, out], name="net")
-    model.compile(optimizer=optimizer, loss="mse", **arguments)
+    model.compile(optimizer=optimizer, loss="mse")
     return model
 
 
@@ -142,25 +142,32 @@ def test_named_inputs_and_outputs():
     assert_close(measured, expected(model, cut((x, y, weight))))
 
 
-def test_regularization_and_added_losses_count():
-    class Added(keras.Model):
-        def __init__(self):
-            super().__init__(name="added")
-            self.scale = self.add_weight(
-                shape=(3,), initializer="ones", regularizer=keras.regularizers.L2(0.5), name="scale"
-            )
+class Added(keras.Model):
+    """Without `training`, and without any other loss."""
 
-        def call(self, inputs):  # without `training`, and with no other loss
-            self.add_loss(ops.mean(inputs * self.scale))
-            return inputs
+    def __init__(self, dtype="float32"):
+        super().__init__(name="added", dtype=dtype)
+        regularizer = keras.regularizers.L2(0.5)
+        self.scale = self.add_weight(
+            shape=(3,), initializer="ones", regularizer=regularizer, name="scale"
+        )
 
-    x = np.float32([[1, 2, 3], [3, 4, -9]])
-    model = Added()
-    model.compile()
-    model(x)
-    measured = measure_sensitivity(model, (x,), verbose=0)["added/scale"]
-    # d/ds of mean(x * s) + 0.5 * sum(s ** 2) at s = 1
-    np.testing.assert_allclose(measured, np.abs(x.mean(axis=0) / 3 + 1), rtol=1e-6)
+    def call(self, inputs):
+        self.add_loss(ops.sum(inputs * self.scale))  # a mean would be taken in float32
+        return inputs
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-14)])
+def test_regularization_and_added_losses_count(dtype, tolerance):
+    with float64_allowed():
+        model = Added(dtype)
+        model.compile()
+        x = np.array([[1, 2, 3], [3, 4, -9]], dtype=dtype) / 7
+        model(x)
+        measured = measure_sensitivity(model, (x,), verbose=0)["added/scale"]
+    assert measured.dtype == dtype
+    # d/ds of sum(x * s) + 0.5 * sum(s ** 2) at s = 1
+    np.testing.assert_allclose(measured, np.abs(x.sum(axis=0) + 1), rtol=tolerance)
 
 
 class Counter(keras.layers.Layer):

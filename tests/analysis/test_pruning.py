@@ -1,11 +1,15 @@
 """Pruning: exactly the least sensitive weights, and every bit back afterwards."""
 
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modes import to_numpy
+from modes import BACKEND, to_numpy
 
 from sage_keras import Sage
 from sage_keras.analysis import (
@@ -169,6 +173,48 @@ def test_half_precision_weights(dtype):
         assert kept.sum() == 3
         np.testing.assert_array_equal(during[kept], before[kept])
     np.testing.assert_array_equal(to_numpy(dense.kernel), before)
+
+
+SHARDED = """
+import keras
+import numpy as np
+from sage_keras.analysis import magnitude_scores, measure_sensitivity, pruned
+
+mesh = keras.distribution.DeviceMesh((2,), ["model"], keras.distribution.list_devices())
+layout_map = keras.distribution.LayoutMap(mesh)
+layout_map[".*kernel"] = (None, "model")
+x, y = np.ones((6, 3), "float32"), np.ones((6, 4), "float32")
+
+
+def make():
+    dense = keras.layers.Dense(4, kernel_initializer=keras.initializers.GlorotNormal(seed=0))
+    model = keras.Sequential([keras.Input((3,)), dense], name="net")
+    model.compile(loss="mse")
+    return model
+
+
+alone = measure_sensitivity(make(), (x, y), batch_size=4, verbose=0)
+keras.distribution.set_distribution(keras.distribution.ModelParallel(layout_map=layout_map))
+model = make()
+together = measure_sensitivity(model, (x, y), batch_size=4, verbose=0)
+for one, other in zip(alone.values(), together.values()):
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+
+kernel = model.trainable_variables[0]
+sharding = kernel.value.sharding
+with pruned(model, magnitude_scores(model), 0.5):
+    print(kernel.value.sharding.is_equivalent_to(sharding, 2))
+print(kernel.value.sharding.is_equivalent_to(sharding, 2), *sharding.spec)
+"""
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="only JAX shards by layout")
+def test_weights_stay_sharded():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    run = subprocess.run(
+        [sys.executable, "-c", SHARDED], capture_output=True, text=True, env=environment
+    )
+    assert run.stdout.splitlines() == ["True", "True None model"], run.stderr
 
 
 def curve_by_hand(model, scores, fractions):

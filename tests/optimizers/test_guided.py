@@ -1,13 +1,12 @@
 """The mixin: what it accepts, what it refuses, and what it lets people see."""
 
-import contextlib
 import warnings
 
 import keras
 import numpy as np
 import pytest
 from bases import BASES, guided
-from modes import BACKEND, MODES, Runner, to_numpy
+from modes import BACKEND, MODES, Runner, float64_allowed, to_numpy
 
 import sage_keras
 from sage_keras import Sage, SageSGD, SensitivityGuided, guided_optimizers
@@ -313,13 +312,3 @@ def test_float64_variables_are_measured_in_float64():
         optimizer.apply([keras.ops.convert_to_tensor(np.array([1.0 / 3.0]))], [weight])
         assert keras.backend.standardize_dtype(optimizer.sensitivity(weight).dtype) == "float64"
         np.testing.assert_allclose(to_numpy(weight), [1.0 - 2.0**-10], rtol=1e-14)
-
-
-def float64_allowed():
-    if BACKEND != "jax":
-        return contextlib.nullcontext()
-    import jax
-
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(True)
-    return jax.experimental.enable_x64()  # where it was until jax 0.7
