@@ -10,6 +10,7 @@ from keras import ops
 
 from sage_keras import arguments
 from sage_keras import sensitivity as measure
+from sage_keras.paths import unique_paths, variable_path
 
 # The published rule scales the learning rate, which these bases do not pass through unchanged.
 _REFUSED_BASES = {
@@ -185,7 +186,7 @@ class SensitivityGuided:
         """
         if not self.built:
             return {}
-        names = _unique(_path(variable) for variable in self._trainable_variables)
+        names = unique_paths(self._trainable_variables)
         return {name: slot for name, slot in zip(names, self._sensitivities) if slot is not None}
 
     def sensitivity(self, variable):
@@ -210,7 +211,7 @@ class SensitivityGuided:
             raise ValueError(
                 "Argument `variable` must be one that this optimizer guides: build the optimizer, "
                 "then pass a variable that `optimizer.sensitivities` names. "
-                f"Received: variable={_path(variable)}"
+                f"Received: variable={variable_path(variable)}"
             )
         dtype = measure.compute_dtype(variable.dtype)
         step = ops.maximum(ops.cast(self.iterations, dtype), 1)
@@ -225,7 +226,7 @@ class SensitivityGuided:
         print_fn(repr(self))
         if not self.built:
             return
-        names = _unique(_path(variable) for variable in self._trainable_variables)
+        names = unique_paths(self._trainable_variables)
         width = max((len(name) for name in names), default=0)
         for name, variable, slot in zip(names, self._trainable_variables, self._sensitivities):
             mark = "plain" if slot is None else "guided"
@@ -280,7 +281,7 @@ class SensitivityGuided:
 
     def _select(self, variables):
         """Which of the variables are guided, as a list of booleans."""
-        paths = [_path(variable) for variable in variables]
+        paths = [variable_path(variable) for variable in variables]
         included = arguments.matches("include", self.include, paths, default=True)
         excluded = arguments.matches("exclude", self.exclude, paths, default=False)
         return [
@@ -308,7 +309,7 @@ class SensitivityGuided:
                 shape=variable.shape,
                 dtype=self.sensitivity_dtype,
                 layout=getattr(variable, "_layout", None),
-                name=f"{re.sub('[/:]', '_', _path(variable))}_sensitivity",
+                name=f"{re.sub('[/:]', '_', variable_path(variable))}_sensitivity",
             )
 
     def _filter_empty_gradients(self, grads, vars):
@@ -386,19 +387,6 @@ def _on_device_of(optimizer, variable):
     if isinstance(variable, keras.Variable):
         variable = variable.value
     return strategy.extended.colocate_vars_with(variable)
-
-
-def _path(variable):
-    return getattr(variable, "path", None) or variable.name
-
-
-def _unique(names):
-    seen = {}
-    unique = []
-    for name in names:
-        seen[name] = seen.get(name, -1) + 1
-        unique.append(f"{name}#{seen[name]}" if seen[name] else name)
-    return unique
 
 
 def _check_bases(cls):
