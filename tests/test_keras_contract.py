@@ -20,7 +20,7 @@ from sage_keras import Sage
         "_var_key",  # guided.py: whether a variable is known
         "_trainable_variables_indices",
         "_filter_empty_gradients",  # guided.py: dense gradients before scaling and clipping
-        "_overwrite_variable_with_gradient",  # guided.py: variables without a slot
+        "_overwrite_variable_with_gradient",  # mixin.py: variables without a slot
         "_trainable_variables",  # guided.py: the names of the slots
     ],
 )
