@@ -8,7 +8,7 @@ from keras import ops
 
 from sage_keras import arguments
 from sage_keras import sensitivity as measure
-from sage_keras.optimizers.mixin import OptimizerMixin, check_order
+from sage_keras.optimizers.mixin import OptimizerMixin, check_order, print_summary
 from sage_keras.optimizers.mixin import to_dense as _to_dense
 from sage_keras.paths import unique_paths, variable_path
 
@@ -219,14 +219,8 @@ class SensitivityGuided(OptimizerMixin):
         Args:
             print_fn: Function that is called with each line. Defaults to `print`.
         """
-        print_fn(repr(self))
-        if not self.built:
-            return
-        names = unique_paths(self._trainable_variables)
-        width = max((len(name) for name in names), default=0)
-        for name, variable, slot in zip(names, self._trainable_variables, self._sensitivities):
-            mark = "plain" if slot is None else "guided"
-            print_fn(f"  {mark:<6}  {name:<{width}}  {tuple(variable.shape)}")
+        guided = [slot is not None for slot in self._sensitivities] if self.built else ()
+        print_summary(self, guided, ("guided", "plain"), print_fn)
 
     def get_config(self):
         """Returns the base's configuration and the arguments of the guidance."""

@@ -6,7 +6,7 @@ import re
 import keras
 
 from sage_keras import arguments
-from sage_keras.paths import variable_path
+from sage_keras.paths import unique_paths, variable_path
 
 
 class OptimizerMixin:
@@ -118,6 +118,26 @@ def check_order(cls, mixin, bases):
                 f"`{mixin.__name__}` must come before `{base.__name__}` in the bases of "
                 f"`{cls.__name__}`, or its update would never be called. Write {order}."
             )
+
+
+def print_summary(optimizer, chosen, marks, print_fn):
+    """Prints an optimizer, and a line for each variable.
+
+    Args:
+        optimizer: The optimizer.
+        chosen: Booleans, the variables that the mixin acts on. Empty before it is built.
+        marks: Two strings, what to call those variables, and the others.
+        print_fn: Function that is called with each line.
+    """
+    print_fn(repr(optimizer))
+    if not chosen:
+        return
+    names = unique_paths(optimizer._trainable_variables)
+    widths = max(map(len, marks)), max(map(len, names))
+    for name, variable, yes in zip(names, optimizer._trainable_variables, chosen):
+        mark = marks[0] if yes else marks[1]
+        shape = tuple(variable.shape)
+        print_fn(f"  {mark:<{widths[0]}}  {name:<{widths[1]}}  {shape}")
 
 
 def to_dense(gradient):
