@@ -8,7 +8,12 @@ from keras import ops
 
 from sage_keras import arguments
 from sage_keras import sensitivity as measure
-from sage_keras.optimizers.mixin import OptimizerMixin, check_order, print_summary
+from sage_keras.optimizers.mixin import (
+    OptimizerMixin,
+    check_order,
+    find_optimizers,
+    print_summary,
+)
 from sage_keras.optimizers.mixin import to_dense as _to_dense
 from sage_keras.paths import unique_paths, variable_path
 
@@ -292,10 +297,7 @@ def guided_optimizers(optimizer):
     >>> [type(optimizer).__name__ for optimizer in sage_keras.guided_optimizers(wrapped)]
     ['Sage']
     """
-    if isinstance(optimizer, SensitivityGuided):
-        return [optimizer]
-    inner = [getattr(optimizer, "inner_optimizer", None), *getattr(optimizer, "optimizers", [])]
-    return [guided for one in inner if one is not None for guided in guided_optimizers(one)]
+    return find_optimizers(optimizer, SensitivityGuided)
 
 
 def _check_bases(cls):

@@ -65,13 +65,13 @@ class OptimizerMixin:
             for yes, no, variable in zip(included, excluded, variables)
         ]
 
-    def _add_slot(self, variable, name, dtype):
+    def _add_slot(self, variable, name, dtype, shape=None):
         # add_variable_from_reference would take the variable's dtype, and not let us choose.
         with _on_device_of(self, variable):
             return self.add_variable(
-                shape=variable.shape,
+                shape=variable.shape if shape is None else shape,
                 dtype=dtype,
-                layout=getattr(variable, "_layout", None),
+                layout=getattr(variable, "_layout", None) if shape is None else None,
                 name=f"{re.sub('[/:]', '_', variable_path(variable))}_{name}",
             )
 
@@ -118,6 +118,22 @@ def check_order(cls, mixin, bases):
                 f"`{mixin.__name__}` must come before `{base.__name__}` in the bases of "
                 f"`{cls.__name__}`, or its update would never be called. Write {order}."
             )
+
+
+def find_optimizers(optimizer, mixin):
+    """The optimizers with a mixin in an optimizer, wrapped ones included.
+
+    Args:
+        optimizer: A Keras optimizer, such as a `LossScaleOptimizer` or `MultiOptimizer`.
+        mixin: The mixin.
+
+    Returns:
+        List of optimizers, empty if there is none.
+    """
+    if isinstance(optimizer, mixin):
+        return [optimizer]
+    inner = [getattr(optimizer, "inner_optimizer", None), *getattr(optimizer, "optimizers", [])]
+    return [found for one in inner if one is not None for found in find_optimizers(one, mixin)]
 
 
 def print_summary(optimizer, chosen, marks, print_fn):

@@ -100,6 +100,18 @@ class PartialTraining(OptimizerMixin):
         """Which weights of the variable of this index the coming step trains."""
         raise NotImplementedError
 
+    def _masked(self, gradient, index):
+        return ops.where(self._mask(index), gradient, ops.zeros_like(gradient))
+
+    def _filter_empty_gradients(self, grads, vars):
+        # Before Keras scales and clips: the norm of a sparse gradient counts duplicate rows apart.
+        grads, variables = super()._filter_empty_gradients(grads, vars)
+        grads = [
+            to_dense(gradient) if self._chosen[self._get_variable_index(variable)] else gradient
+            for gradient, variable in zip(grads, variables)
+        ]
+        return grads, variables
+
 
 class SubnetworkSelection(PartialTraining):
     """Mixin that makes a Keras optimizer train the subnetworks that it selects (DPS, Dense).
@@ -246,11 +258,9 @@ class SubnetworkSelection(PartialTraining):
         if slot is None:
             return super().update_step(gradient, variable, learning_rate)
 
-        gradient = to_dense(gradient)
-        mask = self._mask(index)
+        masked = self._masked(gradient, index)
         self._accumulate(slot, ops.square(ops.cast(gradient, slot.dtype)))
-        gradient = ops.where(mask, gradient, ops.zeros_like(gradient))
-        super().update_step(gradient, variable, learning_rate)
+        super().update_step(masked, variable, learning_rate)
 
     @property
     def stage(self):
