@@ -50,6 +50,19 @@ def test_tensorflow_optimizers_still_have_a_strategy():
     assert hasattr(keras.optimizers.AdamW()._distribution_strategy.extended, "colocate_vars_with")
 
 
+def test_variables_still_have_the_value_that_may_be_missing():
+    """mixing.py: JAX takes it away during `fit`, and a failing step does not bring it back."""
+    assert keras.Variable([1.0])._value is not None
+
+
+def test_seed_generators_still_have_a_state_that_next_returns():
+    """mixing.py: the seed of a step."""
+    generator = keras.random.SeedGenerator(3)
+    state = keras.ops.convert_to_numpy(generator.state)
+    assert state.tolist() == [3, 0]
+    assert keras.ops.convert_to_numpy(generator.next()).tolist() == [3, 0]
+
+
 def test_update_step_gets_one_gradient_one_variable_and_the_learning_rate():
     seen = []
 

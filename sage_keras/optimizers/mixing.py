@@ -1,6 +1,7 @@
 """The mixin that makes a Keras optimizer train on mixed weights (Mixout)."""
 
 import contextlib
+import itertools
 import math
 import random
 import warnings
@@ -121,11 +122,13 @@ class WeightMixing(PartialTraining):
             selection.column_shape(variable_path(variable), variable.shape) if chosen else None
             for variable, chosen in zip(variables, self._chosen)
         ]
+        sizes = [0 if shape is None else math.prod(shape) for shape in self._column_shapes]
+        self._column_ends = list(itertools.accumulate(sizes))
         seed = _spread(self.seed)
         self._seeds = _StepSeeds(seed, self)
         # The columns of all variables, one after the other: 1 for those that are kept.
         self._columns = self.add_variable(
-            shape=(sum(math.prod(shape) for shape in self._column_shapes if shape is not None),),
+            shape=(sum(sizes),),
             initializer=lambda shape, dtype: self._draw(shape, seed),
             dtype="float32",
             aggregation="only_first_replica",
@@ -289,10 +292,9 @@ class WeightMixing(PartialTraining):
 
     def _kept_columns(self, index):
         """The columns of the coming step, as a float tensor that broadcasts to the variable."""
-        sizes = [0 if shape is None else math.prod(shape) for shape in self._column_shapes]
-        start = sum(sizes[:index])
-        columns = ops.convert_to_tensor(self._columns)[start : start + sizes[index]]
-        return ops.reshape(columns, self._column_shapes[index])
+        shape, end = self._column_shapes[index], self._column_ends[index]
+        columns = ops.convert_to_tensor(self._columns)[end - math.prod(shape) : end]
+        return ops.reshape(columns, shape)
 
     def _mask(self, index):
         return ops.cast(self._kept_columns(index), "bool")

@@ -101,7 +101,7 @@ class PartialTraining(OptimizerMixin):
         raise NotImplementedError
 
     def _masked(self, gradient, index):
-        return ops.where(self._mask(index), gradient, ops.zeros_like(gradient))
+        return ops.where(self._mask(index), gradient, 0.0)
 
     def _filter_empty_gradients(self, grads, vars):
         # Before Keras scales and clips: the norm of a sparse gradient counts duplicate rows apart.
@@ -258,9 +258,9 @@ class SubnetworkSelection(PartialTraining):
         if slot is None:
             return super().update_step(gradient, variable, learning_rate)
 
-        masked = self._masked(gradient, index)
+        # In this order XLA updates the scores in place. Where they select they do not change.
         self._accumulate(slot, ops.square(ops.cast(gradient, slot.dtype)))
-        super().update_step(masked, variable, learning_rate)
+        super().update_step(self._masked(gradient, index), variable, learning_rate)
 
     @property
     def stage(self):
@@ -290,7 +290,7 @@ class SubnetworkSelection(PartialTraining):
         """Adds to a slot in stage I, at whose first step it begins anew."""
         so_far = ops.convert_to_tensor(slot)
         first = ops.equal(self._step_of_cycle(), 0)
-        total = ops.add(ops.where(first, ops.zeros_like(so_far), so_far), value)
+        total = ops.add(ops.where(first, 0.0, so_far), value)
         self.assign(slot, ops.where(self._in_stage_one(), total, so_far))
 
     def _begin_stage_two(self, begins):
@@ -315,7 +315,7 @@ class SubnetworkSelection(PartialTraining):
     def _mask(self, index):
         threshold = ops.cast(self._thresholds[index], "int32")
         # Every score reaches zero.
-        threshold = ops.where(self._in_stage_one(), ops.zeros_like(threshold), threshold)
+        threshold = ops.where(self._in_stage_one(), 0, threshold)
         return selection.at_least(self._scores[index], threshold)
 
 

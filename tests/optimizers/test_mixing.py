@@ -1,14 +1,36 @@
 """Mixout and DPS Mix: the weights that steps are made on, and those that others see."""
 
-import warnings
-
 import keras
 import numpy as np
 import pytest
 import twin
 import twin_dps
 from bases import plain
-from modes import BACKEND, MODES, Runner, to_numpy
+from mixing_jobs import (
+    COMPILED,
+    DROP_RATE,
+    LEARNING_RATE,
+    SETTINGS,
+    SHAPES,
+    STAGE_STEPS,
+    STEPS,
+    SageDPSMix,
+    assert_follows,
+    assert_same,
+    compiled,
+    fit,
+    gradients,
+    inject_columns,
+    make,
+    mix,
+    mix_twins,
+    mixout,
+    near,
+    prepare,
+    start,
+    step_on,
+)
+from modes import BACKEND, MODES, to_numpy
 
 from sage_keras import (
     DPSMix,
@@ -18,101 +40,6 @@ from sage_keras import (
     SubnetworkSelection,
     WeightMixing,
 )
-
-LEARNING_RATE = float(np.float32(1e-2))
-STAGE_STEPS, CYCLES = 4, 3
-STEPS = 2 * STAGE_STEPS * CYCLES
-SHAPES = [(7, 5), (6,), (6, 4, 2)]
-COLUMNS = [(7, 1), (6,), (6, 4, 1)]
-DROP_RATE = 0.3
-SETTINGS = {"learning_rate": LEARNING_RATE, "drop_rate": DROP_RATE, "seed": 0}
-COMPILED = "eager" if BACKEND == "torch" else "xla"
-
-
-@keras.saving.register_keras_serializable(package="sage_keras_tests")
-class SageDPSMix(SubnetworkMixing, SensitivityGuided, keras.optimizers.AdamW):
-    pass
-
-
-def mix(**settings):
-    return DPSMix(**{**SETTINGS, "stage_steps": STAGE_STEPS, **settings})
-
-
-def mixout(**settings):
-    return Mixout(**{**SETTINGS, **settings})
-
-
-def start():
-    random = np.random.default_rng(1)
-    return [random.normal(size=shape).astype("float32") for shape in SHAPES]
-
-
-def make(optimizer, mode="eager", weights=None):
-    weights = start() if weights is None else weights
-    variables = [keras.Variable(w, name=f"weight_{i}") for i, w in enumerate(weights)]
-    return Runner(optimizer, variables, mode)
-
-
-def gradients(weights, step):
-    """Of a quadratic loss, and noise: they tell at which weights they were taken."""
-    random = np.random.default_rng(100 + step)
-    return [
-        0.5 * (weight - 1.0) + random.normal(size=weight.shape).astype("float32")
-        for weight in weights
-    ]
-
-
-def step_on(runner, step):
-    runner.step([g.astype("float32") for g in gradients(runner.weights(), step)])
-
-
-def inject_columns(optimizer, monkeypatch, steps=STEPS, shapes=COLUMNS, drop_rate=DROP_RATE):
-    """Has the optimizer draw from a table, which is returned: step, variable, columns."""
-    sizes = [int(np.prod(shape)) for shape in shapes]
-    table = np.random.default_rng(7).random((steps + 1, sum(sizes))) >= drop_rate
-    tensor = keras.ops.convert_to_tensor(table.astype("float32"))
-
-    def draw(shape, seed):
-        step = 0 if isinstance(seed, int) else keras.ops.convert_to_tensor(optimizer.iterations)
-        return keras.ops.take(tensor, step, axis=0)
-
-    monkeypatch.setattr(optimizer, "_draw", draw)
-    parts = np.split(table, np.cumsum(sizes)[:-1], axis=1)
-    return [
-        [part[step].reshape(shape) for part, shape in zip(parts, shapes)]
-        for step in range(steps + 1)
-    ]
-
-
-def mix_twins(optimizer, weights=None, guide=False):
-    return [
-        twin_dps.Mix(
-            twin.Adam(w, LEARNING_RATE, guide=guide, weight_decay=optimizer.weight_decay),
-            getattr(optimizer, "stage_steps", 1),
-            optimizer.drop_rate,
-            stages=isinstance(optimizer, SubnetworkSelection),
-        )
-        for w in (start() if weights is None else weights)
-    ]
-
-
-def prepare(twins, columns):
-    for one, kept in zip(twins, columns):
-        one.prepare(kept)
-
-
-def near(actual, expected):
-    return np.max(np.abs(actual - expected)) <= 1e-5 * np.max(np.abs(expected))
-
-
-def assert_follows(runner, twins):
-    """What the forward pass sees, the true weights, and the masks bit by bit."""
-    for variable, weight, one in zip(runner.variables, runner.weights(), twins):
-        assert one.gap > 1e-4  # float32 sees which score is larger
-        assert near(weight, one.effective)
-        assert near(runner.slot(variable, "true_weight"), one.weight)
-        np.testing.assert_array_equal(to_numpy(runner.optimizer.subnetwork(variable)), one.mask)
-
 
 # Torch's compiler takes a minute for a step with a condition in it.
 TWIN_CELLS = [
@@ -324,143 +251,6 @@ def test_heads_share_the_columns_of_queries():
 # What others see.
 
 
-def compiled(optimizer, **arguments):
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense")])
-    model.compile(optimizer=optimizer, loss="mse", **arguments)
-    return model
-
-
-def data():
-    random = np.random.default_rng(0)
-    x = random.normal(size=(24, 4)).astype("float32")
-    return x, (x @ random.normal(size=(4, 3))).astype("float32")
-
-
-def fit(model, epochs=1, callbacks=(), swap=True, **arguments):
-    from sage_keras.callbacks import SwapTrueWeights
-
-    x, y = data()
-    callbacks = [*([SwapTrueWeights()] if swap else []), *callbacks]
-    arguments = {"batch_size": 4, "shuffle": False, "verbose": 0, **arguments}
-    return model.fit(x, y, epochs=epochs, callbacks=callbacks, **arguments)
-
-
-class Look(keras.callbacks.Callback):
-    """Remembers the weights that are in the model, and those that the optimizer keeps."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen, self.true = [], []
-
-    def on_test_begin(self, logs=None):
-        self.seen.append(self.model.get_weights())
-        with self.model.optimizer.true_weights():
-            self.true.append(self.model.get_weights())
-
-    on_epoch_end = lambda self, epoch, logs=None: self.on_test_begin()  # noqa: E731
-
-
-def assert_same(one, other):
-    for a, b in zip(one, other):
-        np.testing.assert_array_equal(a, b)
-
-
-def twin_fit(optimizer, columns, start_weights, epochs):
-    """The kernel under DPS Mix, the bias under Adam; their weights at the end of each epoch."""
-    x, y = (array.astype("float64") for array in data())
-    kernel = mix_twins(optimizer, start_weights[:1])[0]
-    bias = twin.Adam(start_weights[1], LEARNING_RATE, guide=False, weight_decay=0.004)
-    seen = []
-    for step in range(6 * epochs):
-        kernel.prepare(columns[step][0])
-        batch = slice(step % 6 * 4, step % 6 * 4 + 4)
-        error = 2 * (x[batch] @ kernel.effective + bias.weight - y[batch]) / y[batch].size
-        kernel.step(x[batch].T @ error)
-        bias.step(error.sum(axis=0))
-        if step % 6 == 5:
-            loss = np.mean((x @ kernel.weight + bias.weight - y) ** 2)
-            seen.append((kernel.weight, bias.weight, loss))
-    return seen
-
-
-def test_validation_and_end_of_epoch_see_the_true_weights(monkeypatch):
-    optimizer = mix(exclude=["bias"])
-    columns = inject_columns(optimizer, monkeypatch, 24, [(4, 1)])
-    model, look = compiled(optimizer), Look()
-    expected = twin_fit(optimizer, columns, model.get_weights(), epochs=4)
-    history = fit(model, epochs=4, callbacks=[look], validation_data=data())
-    assert optimizer.stage == 1
-    for epoch, (kernel, bias, loss) in enumerate(expected):
-        for seen in look.seen[2 * epoch : 2 * epoch + 2]:  # in validation, at the epoch's end
-            assert near(seen[0], kernel)
-            assert near(seen[1], bias)
-        assert history.history["val_loss"][epoch] == pytest.approx(loss, rel=1e-4)
-    assert near(model.get_weights()[0], expected[-1][0])
-    for seen, true in zip(look.seen, look.true):
-        assert_same(seen, true)
-
-
-@pytest.mark.parametrize("make_optimizer", [mix, mixout])
-def test_true_weights_are_in_the_model_after_fit_and_in_files(make_optimizer, tmp_path):
-    path = tmp_path / "{epoch}.keras"
-    model = compiled(make_optimizer())
-    look = Look()
-    checkpoint = keras.callbacks.ModelCheckpoint(path)
-    fit(model, epochs=2, callbacks=[checkpoint, look])
-    assert not model.optimizer.is_mixed
-    true = [to_numpy(slot) for slot in model.optimizer._true_weights]
-    assert_same(model.get_weights(), true)
-    model.save(tmp_path / "model.keras")
-    assert_same(keras.models.load_model(tmp_path / "model.keras").get_weights(), true)
-    for epoch in (1, 2):
-        saved = keras.models.load_model(tmp_path / f"{epoch}.keras")
-        assert_same(saved.get_weights(), look.true[epoch - 1])
-        assert not saved.optimizer.is_mixed
-
-
-def test_early_stopping_restores_true_weights():
-    look = Look()
-    stop = keras.callbacks.EarlyStopping(
-        "loss", patience=1, mode="max", restore_best_weights=True, start_from_epoch=0
-    )
-    model = compiled(mix())
-    fit(model, epochs=5, callbacks=[stop, look])  # the loss falls: the first epoch is "best"
-    assert len(look.seen) == 2
-    assert_same(model.get_weights(), look.true[0])
-
-
-class Fail(keras.callbacks.Callback):
-    def on_train_batch_end(self, batch, logs=None):
-        if batch == 4:
-            raise RuntimeError("stopped on purpose")
-
-
-def test_true_weights_are_in_the_model_after_an_exception():
-    model = compiled(mix())
-    with pytest.raises(RuntimeError, match="on purpose"), model.optimizer.true_weights():
-        fit(model, callbacks=[Fail()])
-    true = [to_numpy(slot) for slot in model.optimizer._true_weights]
-    assert_same(model.get_weights(), true)
-    assert not model.optimizer.is_mixed
-    assert int(model.optimizer.iterations) > 0
-
-
-class FailsInTraining(keras.layers.Layer):
-    def call(self, inputs, training=False):
-        if training:
-            raise RuntimeError("stopped on purpose")
-        return inputs
-
-
-def test_the_error_of_a_first_step_is_the_one_that_is_seen():
-    """JAX finalizes after it, though the variables have no values then."""
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), FailsInTraining()])
-    model.compile(optimizer=mix(), loss="mse")
-    with pytest.raises(RuntimeError, match="on purpose"), model.optimizer.true_weights():
-        fit(model)
-
-
 def test_context_gives_back_what_it_found():
     runner = make(mix())
     optimizer = runner.optimizer
@@ -500,33 +290,6 @@ def test_weights_set_in_the_context_are_kept():
     with runner.optimizer.true_weights():
         for weight in runner.weights():
             np.testing.assert_array_equal(weight, 2.0)
-
-
-def test_a_second_fit_goes_on():
-    """As one fit of two epochs: the callback mixes before the first step of each."""
-    expected = compiled(mix())
-    fit(expected, epochs=2)
-    model = compiled(mix())
-    fit(model)
-    fit(model)
-    assert_same(model.get_weights(), expected.get_weights())
-
-
-@pytest.mark.parametrize("make_optimizer", [mix, mixout])
-def test_resuming_in_mid_stage_two_changes_no_bit(make_optimizer, tmp_path):
-    expected = compiled(make_optimizer())
-    fit(expected, epochs=3)  # six steps an epoch
-    saved = compiled(make_optimizer())
-    fit(saved)
-    if make_optimizer is mix:
-        assert saved.optimizer.stage == 2
-    assert int(saved.optimizer.iterations) % STAGE_STEPS == 2
-    saved.save(tmp_path / "model.keras")
-    resumed = keras.models.load_model(tmp_path / "model.keras")
-    fit(resumed, epochs=2)
-    assert_same(resumed.get_weights(), expected.get_weights())
-    for one, other in zip(resumed.optimizer.variables, expected.optimizer.variables):
-        np.testing.assert_array_equal(to_numpy(one), to_numpy(other))
 
 
 def test_resuming_from_mixed_weights_changes_no_bit():
@@ -594,29 +357,6 @@ def test_the_first_forward_pass_sees_the_weights_themselves():
     runner.optimizer.mix()  # what the callback does: mixed with themselves they stay
     for weight, expected in zip(runner.weights(), start()):
         np.testing.assert_allclose(weight, expected, rtol=1e-6)
-
-
-def warnings_of_fit(model, **arguments):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fit(model, validation_data=data(), **arguments)
-    return [str(w.message) for w in caught if "mixed weights" in str(w.message)]
-
-
-def test_fit_without_the_callback_is_said():
-    model = compiled(mix())
-    told = warnings_of_fit(model, swap=False)
-    for words in ("`validation_data`", "`ModelCheckpoint`", "SwapTrueWeights()"):
-        assert words in told[0]
-    assert warnings_of_fit(model, swap=False)  # though the step is compiled by now
-    assert warnings_of_fit(compiled(keras.optimizers.LossScaleOptimizer(mix())), swap=False)
-
-
-def test_fit_with_the_callback_says_nothing():
-    model = compiled(mix())
-    for _ in range(2):
-        assert warnings_of_fit(model) == []
-    assert warnings_of_fit(compiled(keras.optimizers.LossScaleOptimizer(mix()))) == []
 
 
 def test_a_custom_loop_may_build_in_its_first_step():
@@ -731,8 +471,3 @@ def test_repr_says_what_is_mixed():
         "<DPSMix(stage_steps=4, drop_rate=0.3, include=None, exclude=('bias',), seed=0), "
         "trains 1 of 2 variables in part>"
     )
-
-
-def test_the_callback_asks_for_an_optimizer_that_mixes():
-    with pytest.raises(ValueError, match=r"DPSMix.*Received: optimizer=<"):
-        fit(compiled(keras.optimizers.SGD()))

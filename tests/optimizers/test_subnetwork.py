@@ -8,8 +8,7 @@ import twin_dps
 from bases import plain
 from modes import BACKEND, MODES, Runner, to_numpy
 
-import sage_keras
-from sage_keras import DPSDense, Sage, SensitivityGuided, SubnetworkSelection
+from sage_keras import DPSDense, SensitivityGuided, SubnetworkSelection
 
 LEARNING_RATE = float(np.float32(1e-2))
 STAGE_STEPS, CYCLES = 4, 3
@@ -408,8 +407,3 @@ def test_measuring_sees_the_masked_gradient():
         optimizer.apply([keras.ops.array([2.0, 1.0])], [weight])
     value = {name: to_numpy(slot) for name, slot in optimizer.sensitivities.items()}[weight.path]
     np.testing.assert_allclose(value, [0.75 * 0.5 + 0.5, 0.75 * 0.25], rtol=1e-6)
-
-
-def test_scope_of_the_authors():
-    assert sage_keras.TRANSFORMER_MATRICES
-    assert Sage(include=sage_keras.TRANSFORMER_MATRICES).include == sage_keras.TRANSFORMER_MATRICES
