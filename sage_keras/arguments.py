@@ -6,16 +6,18 @@ import re
 _PATHS_SHOWN = 8
 
 
-def number(argument, value, low, high, example):
+def number(argument, value, low, high, example, low_included=False):
     """`value` as a float, if it is a number between `low` and `high`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(
             f"Argument `{argument}` must be a float, such as {example}. "
             f"Received: {argument}={value!r} (of type {type(value).__name__})"
         )
-    if not low < value < high:  # as a NaN never is
+    # A NaN is never between them.
+    if not (low < value < high or (low_included and low == value)):
+        bound = "at least" if low_included else "above"
         raise ValueError(
-            f"Argument `{argument}` must be above {low:g} and below {high:g}, such as {example}. "
+            f"Argument `{argument}` must be {bound} {low:g} and below {high:g}, such as {example}. "
             f"Received: {argument}={value!r}"
         )
     return float(value)
@@ -36,6 +38,21 @@ def positive_integer(argument, value, example):
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(
             f"Argument `{argument}` must be an int of at least 1, such as {example}. "
+            f"Received: {argument}={value!r}"
+        )
+    return int(value)
+
+
+def integer(argument, value, low, example):
+    """`value` as an int, if it is a whole number of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(
+            f"Argument `{argument}` must be an integer, such as {example}. "
+            f"Received: {argument}={value!r} (of type {type(value).__name__})"
+        )
+    if value < low:
+        raise ValueError(
+            f"Argument `{argument}` must be at least {low}, such as {example}. "
             f"Received: {argument}={value!r}"
         )
     return int(value)

@@ -20,7 +20,7 @@ from sage_keras import Sage
         "_var_key",  # guided.py: whether a variable is known
         "_trainable_variables_indices",
         "_filter_empty_gradients",  # guided.py: dense gradients before scaling and clipping
-        "_overwrite_variable_with_gradient",  # guided.py: variables without a slot
+        "_overwrite_variable_with_gradient",  # mixin.py: variables without a slot
         "_trainable_variables",  # guided.py: the names of the slots
     ],
 )
@@ -48,6 +48,19 @@ def test_jax_variables_still_have_a_layout():
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow places slots by strategy")
 def test_tensorflow_optimizers_still_have_a_strategy():
     assert hasattr(keras.optimizers.AdamW()._distribution_strategy.extended, "colocate_vars_with")
+
+
+def test_variables_still_have_the_value_that_may_be_missing():
+    """mixing.py: JAX takes it away during `fit`, and a failing step does not bring it back."""
+    assert keras.Variable([1.0])._value is not None
+
+
+def test_seed_generators_still_have_a_state_that_next_returns():
+    """mixing.py: the seed of a step."""
+    generator = keras.random.SeedGenerator(3)
+    state = keras.ops.convert_to_numpy(generator.state)
+    assert state.tolist() == [3, 0]
+    assert keras.ops.convert_to_numpy(generator.next()).tolist() == [3, 0]
 
 
 def test_update_step_gets_one_gradient_one_variable_and_the_learning_rate():

@@ -1,5 +1,6 @@
-"""Callbacks that watch the training."""
+"""Callbacks for `keras.Model.fit`."""
 
 from sage_keras.callbacks.sensitivity_logger import SensitivityLogger
+from sage_keras.callbacks.true_weights import SwapTrueWeights
 
-__all__ = ["SensitivityLogger"]
+__all__ = ["SensitivityLogger", "SwapTrueWeights"]

@@ -1,8 +1,6 @@
 """The mixin that turns a Keras optimizer into a sensitivity-guided one."""
 
-import contextlib
 import math
-import re
 import warnings
 
 import keras
@@ -10,6 +8,13 @@ from keras import ops
 
 from sage_keras import arguments
 from sage_keras import sensitivity as measure
+from sage_keras.optimizers.mixin import (
+    OptimizerMixin,
+    check_order,
+    find_optimizers,
+    print_summary,
+)
+from sage_keras.optimizers.mixin import to_dense as _to_dense
 from sage_keras.paths import unique_paths, variable_path
 
 # The published rule scales the learning rate, which these bases do not pass through unchanged.
@@ -29,7 +34,7 @@ _SLOT_DTYPES = ("float32", "bfloat16")
 _SMALLEST_EPSILON = 2.0**-126  # the smallest normal float32; less is flushed to zero
 
 
-class SensitivityGuided:
+class SensitivityGuided(OptimizerMixin):
     """Mixin that guides a Keras optimizer by the sensitivity of each parameter (SAGE).
 
     Put it before a Keras optimizer in the list of bases, and that optimizer keeps its own rule
@@ -110,8 +115,6 @@ class SensitivityGuided:
         beta_3=0.75,
         sensitivity_epsilon=1e-12,
         bias_correction=True,
-        include=None,
-        exclude=None,
         sensitivity_dtype="float32",
         guide=True,
         **kwargs,
@@ -122,8 +125,6 @@ class SensitivityGuided:
             "sensitivity_epsilon", sensitivity_epsilon, _SMALLEST_EPSILON, math.inf, "1e-12"
         )
         self.bias_correction = arguments.boolean("bias_correction", bias_correction)
-        self.include = arguments.patterns("include", include)
-        self.exclude = arguments.patterns("exclude", exclude)
         self.sensitivity_dtype = arguments.choice(
             "sensitivity_dtype", sensitivity_dtype, _SLOT_DTYPES
         )
@@ -145,7 +146,7 @@ class SensitivityGuided:
         self._warn_of_half_precision(variables)
         super().build(variables)
         self._sensitivities = [
-            self._add_slot(variable) if chosen else None
+            self._add_slot(variable, "sensitivity", self.sensitivity_dtype) if chosen else None
             for variable, chosen in zip(variables, guided)
         ]
 
@@ -230,14 +231,8 @@ class SensitivityGuided:
         Args:
             print_fn: Function that is called with each line. Defaults to `print`.
         """
-        print_fn(repr(self))
-        if not self.built:
-            return
-        names = unique_paths(self._trainable_variables)
-        width = max((len(name) for name in names), default=0)
-        for name, variable, slot in zip(names, self._trainable_variables, self._sensitivities):
-            mark = "plain" if slot is None else "guided"
-            print_fn(f"  {mark:<6}  {name:<{width}}  {tuple(variable.shape)}")
+        guided = [slot is not None for slot in self._sensitivities] if self.built else ()
+        print_summary(self, guided, ("guided", "plain"), print_fn)
 
     def get_config(self):
         """Returns the base's configuration and the arguments of the guidance."""
@@ -247,30 +242,11 @@ class SensitivityGuided:
                 "beta_3": self.beta_3,
                 "sensitivity_epsilon": self.sensitivity_epsilon,
                 "bias_correction": self.bias_correction,
-                "include": None if self.include is None else list(self.include),
-                "exclude": None if self.exclude is None else list(self.exclude),
                 "sensitivity_dtype": self.sensitivity_dtype,
                 "guide": self.guide,
             }
         )
         return config
-
-    def load_own_variables(self, store):
-        """Loads the state from `store`, whole or not at all.
-
-        Keras saves slots by position, and which slots there are depends on `include`, `exclude`
-        and the class.
-
-        Args:
-            store: Dict of position to array.
-
-        Raises:
-            ValueError: If the saved state is of another optimizer or another choice of variables.
-        """
-        saved_before_build = len(store.keys()) <= 2  # iterations and the learning rate
-        if self.built and not saved_before_build:
-            self._check_state(store)
-        super().load_own_variables(store)
 
     def __repr__(self):
         guided = "not built"
@@ -286,16 +262,6 @@ class SensitivityGuided:
     def _slot(self, variable):
         return self._sensitivities[self._get_variable_index(variable)]
 
-    def _select(self, variables):
-        """Which of the variables are guided, as a list of booleans."""
-        paths = [variable_path(variable) for variable in variables]
-        included = arguments.matches("include", self.include, paths, default=True)
-        excluded = arguments.matches("exclude", self.exclude, paths, default=False)
-        return [
-            yes and not no and not self._overwrite_variable_with_gradient(variable)
-            for yes, no, variable in zip(included, excluded, variables)
-        ]
-
     def _warn_of_half_precision(self, variables):
         names = {keras.backend.standardize_dtype(variable.dtype) for variable in variables}
         bases = tuple(getattr(keras.optimizers, name) for name in _NEED_FLOAT32_VARIABLES)
@@ -308,16 +274,6 @@ class SensitivityGuided:
                     f"in {name} and keeps the variables in float32.",
                     stacklevel=3,
                 )
-
-    def _add_slot(self, variable):
-        # add_variable_from_reference would take the variable's dtype, and not let us choose.
-        with _on_device_of(self, variable):
-            return self.add_variable(
-                shape=variable.shape,
-                dtype=self.sensitivity_dtype,
-                layout=getattr(variable, "_layout", None),
-                name=f"{re.sub('[/:]', '_', variable_path(variable))}_sensitivity",
-            )
 
     def _scale(self, value, average):
         """The learning-rate scale of this step, from its sensitivity and the moving average."""
@@ -336,25 +292,6 @@ class SensitivityGuided:
                 for gradient, variable in zip(grads, variables)
             ]
         return grads, variables
-
-    def _check_state(self, store):
-        advice = (
-            f"Create {type(self).__name__} with the `include`, `exclude` and base that it had "
-            "when its state was saved, or load into an optimizer that is not built yet to load "
-            "the model's weights alone."
-        )
-        if len(store.keys()) != len(self.variables):
-            raise ValueError(
-                f"The saved state has {len(store.keys())} variables, this optimizer "
-                f"({self!r}) has {len(self.variables)}. {advice}"
-            )
-        for i, variable in enumerate(self.variables):
-            if tuple(store[str(i)].shape) != tuple(variable.shape):
-                raise ValueError(
-                    f"The saved state has the shape {tuple(store[str(i)].shape)} where this "
-                    f"optimizer ({self!r}) has {variable.path} of shape {tuple(variable.shape)}. "
-                    f"{advice}"
-                )
 
 
 def guided_optimizers(optimizer):
@@ -375,48 +312,11 @@ def guided_optimizers(optimizer):
     >>> [type(optimizer).__name__ for optimizer in sage_keras.guided_optimizers(wrapped)]
     ['Sage']
     """
-    if isinstance(optimizer, SensitivityGuided):
-        return [optimizer]
-    inner = [getattr(optimizer, "inner_optimizer", None), *getattr(optimizer, "optimizers", [])]
-    return [guided for one in inner if one is not None for guided in guided_optimizers(one)]
-
-
-def _to_dense(gradient):
-    """A gradient as one dense tensor.
-
-    TensorFlow gives embeddings `tf.IndexedSlices`, in which a row that was looked up twice stands
-    twice; |theta * g| needs their sum. `keras.ops` leaves the duplicates apart.
-    """
-    if keras.backend.backend() != "tensorflow":
-        return gradient
-    import tensorflow as tf
-
-    return tf.convert_to_tensor(gradient)
-
-
-def _on_device_of(optimizer, variable):
-    """A scope that places a new slot with its variable, which only TensorFlow has to be told."""
-    strategy = getattr(optimizer, "_distribution_strategy", None)
-    if strategy is None:
-        return contextlib.nullcontext()
-    if isinstance(variable, keras.Variable):
-        variable = variable.value
-    return strategy.extended.colocate_vars_with(variable)
+    return find_optimizers(optimizer, SensitivityGuided)
 
 
 def _check_bases(cls):
-    order = f"`class {cls.__name__}(SensitivityGuided, keras.optimizers.AdamW)`"
-    if not issubclass(cls, keras.optimizers.Optimizer):
-        raise TypeError(
-            f"`{cls.__name__}` has no Keras optimizer among its bases. Write {order}, with "
-            f"{_SUPPORTED_BASES} as the base."
-        )
-    for base in cls.__mro__[: cls.__mro__.index(SensitivityGuided)]:
-        if issubclass(base, keras.optimizers.Optimizer) and not issubclass(base, SensitivityGuided):
-            raise TypeError(
-                f"`SensitivityGuided` must come before `{base.__name__}` in the bases of "
-                f"`{cls.__name__}`, or its update would never be called. Write {order}."
-            )
+    check_order(cls, SensitivityGuided, _SUPPORTED_BASES)
     for name, reason in _REFUSED_BASES.items():
         base = getattr(keras.optimizers, name, None)
         if base is not None and issubclass(cls, base):

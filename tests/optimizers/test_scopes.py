@@ -1,4 +1,4 @@
-"""TRANSFORMER_BLOCKS on keras-hub's backbones, at toy size."""
+"""TRANSFORMER_BLOCKS and TRANSFORMER_MATRICES on keras-hub's models, at toy size."""
 
 import keras
 import keras_hub
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from modes import to_numpy
 
-from sage_keras import TRANSFORMER_BLOCKS, Sage
+from sage_keras import TRANSFORMER_BLOCKS, TRANSFORMER_MATRICES, DPSDense, Sage
 
 models = keras_hub.models
 TEXT = {"vocabulary_size": 30, "num_layers": 2, "hidden_dim": 8, "intermediate_dim": 16}
@@ -158,3 +158,39 @@ def test_lora_kernels_are_guided_and_move_from_zero(name, targets):
     for variable in zeros:
         assert np.mean(np.abs(to_numpy(variable)) > learning_rate) > 0.5
     assert {v.path for v in lora} <= set(optimizer.sensitivities)
+
+
+def matrices(model):
+    """The paths of the variables that TRANSFORMER_MATRICES chooses."""
+    optimizer = DPSDense(total_steps=100, include=TRANSFORMER_MATRICES)
+    optimizer.build(model.trainable_variables)
+    lines = []
+    optimizer.summary(print_fn=lines.append)
+    return {line.split()[1] for line in lines[1:] if line.split()[0] == "partial"}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_matrices_are_the_kernels_of_the_blocks_and_the_pooler(name):
+    make, block, sublayers, _ = BACKBONES[name]
+    found = matrices(make())
+    blocks = block.split("{")[0]
+    in_blocks = {path[path.index(blocks) :] for path in found if blocks in path}
+    assert in_blocks == expected_paths(block, sublayers, biases=False, first=int(name == "ViT"))
+    rest = {path.split("/", 1)[-1] for path in found if blocks not in path}
+    assert rest == ({"pooled_dense/kernel"} if name == "BERT" else set())
+
+
+@pytest.mark.parametrize(
+    ("make", "head"),
+    [
+        (lambda backbone: models.BertTextClassifier(backbone, 2), {"logits"}),
+        (lambda backbone: models.RobertaTextClassifier(backbone, 2), {"pooled_dense", "logits"}),
+    ],
+    ids=["BERT", "RoBERTa"],
+)
+def test_matrices_of_a_classifier_have_its_head(make, head, request):
+    backbone = BACKBONES[request.node.callspec.id][0]()
+    classifier = make(backbone)
+    found = matrices(classifier) - matrices(backbone)
+    assert {path.split("/")[-2] for path in found} == head
+    assert all(path.endswith("/kernel") for path in found)

@@ -6,7 +6,7 @@ import pytest
 from bases import guided, plain
 from modes import BACKEND, MODES, Runner, to_numpy
 
-from sage_keras import Sage
+from sage_keras import DPSDense, DPSMix, Sage
 
 if BACKEND != "tensorflow":
     pytest.skip("about TensorFlow", allow_module_level=True)
@@ -130,12 +130,22 @@ def test_slots_lie_with_their_variables():
     assert slot.value.device == weight.value.device
 
 
-def test_mirrored_strategy_trains_as_one_device():
+@pytest.mark.parametrize(
+    "make_optimizer",
+    [
+        Sage,
+        lambda rate: DPSDense(rate, stage_steps=3),
+        lambda rate: DPSMix(rate, stage_steps=3, seed=0),
+    ],
+    ids=["Sage", "DPSDense", "DPSMix"],
+)
+@pytest.mark.filterwarnings("ignore:Between the steps")  # nobody looks at the weights in between
+def test_mirrored_strategy_trains_as_one_device(make_optimizer):
     def fit(strategy):
         keras.utils.set_random_seed(0)
         with strategy.scope():
             model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-            model.compile(optimizer=Sage(0.05), loss="mse", jit_compile=False)
+            model.compile(optimizer=make_optimizer(0.05), loss="mse", jit_compile=False)
         random = np.random.default_rng(0)
         x, y = random.normal(size=(32, 4)), random.normal(size=(32, 2))
         model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)

@@ -1,0 +1,334 @@
+"""The mixin that makes a Keras optimizer train on mixed weights (Mixout)."""
+
+import contextlib
+import itertools
+import math
+import random
+import warnings
+
+import keras
+from keras import ops
+
+from sage_keras import arguments
+from sage_keras.optimizers import selection
+from sage_keras.optimizers.guided import SensitivityGuided
+from sage_keras.optimizers.subnetwork import PartialTraining, SubnetworkSelection, check_bases
+from sage_keras.paths import variable_path
+from sage_keras.sensitivity import compute_dtype
+
+
+class WeightMixing(PartialTraining):
+    """Mixin that makes a Keras optimizer train on weights mixed with those it began with (Mixout).
+
+    Put it before a Keras optimizer in the list of bases. For each training step columns of each
+    variable are drawn with the probability `drop_rate`. In the forward pass they are replaced by
+    their initial weights, and the others are moved away so that the mean stays; in the backward
+    pass their gradients are zero. A column is what one input of a layer is multiplied by, and is
+    shared by all outputs; `sage_keras.optimizers.selection.column_shape` defines it for every
+    kernel.
+
+    The optimizer itself keeps the true weights. Between two steps the model's variables hold the
+    mixed ones, ready for the next forward pass, and so the model needs no change. Decay, clipping,
+    EMA and constraints see the true weights and masked gradients. This is what to mind:
+
+    - In `fit`, list `sage_keras.callbacks.SwapTrueWeights()` before any callback that saves. It
+      puts the true weights into the model for validation and at the end of every epoch. Without
+      it both see the mixed weights, of which the optimizer warns.
+    - In a loop of your own, evaluate, save and set weights inside `with optimizer.true_weights():`.
+      Weights that are set outside of it are lost at the next step.
+    - When `fit` is over, the true weights are in the model. After an exception in it they are if
+      it stood inside `with optimizer.true_weights():`.
+    - The initial weights are those of the first step (`iterations` is 0), so that weights may be
+      loaded after the optimizer was built. A saved optimizer brings its own.
+    - The first step after the optimizer was built, or after `fit`, sees the true weights in its
+      forward pass, and is masked in its backward pass; `SwapTrueWeights` mixes before the first
+      step of each epoch. (At the very first step the mixture of the initial weights with
+      themselves is what they are.)
+    - Masks are a function of `seed` and of `iterations`: a resumed run goes on as one that was
+      never stopped, and micro-steps of gradient accumulation share a mask.
+    - It takes two more copies of the weights. `keras.callbacks.SwapEMAWeights` cannot be used
+      beside it.
+
+    Args:
+        *args: Positional arguments of the base optimizer.
+        drop_rate: Float in [0, 1), the probability of a column to be replaced. Defaults to `0.3`.
+        seed: Integer, at least 0, that the masks follow from. Defaults to `None`, a random one,
+            which `keras.utils.set_random_seed` makes reproducible.
+        include: `None`, or a list of regular expressions that are searched in `variable.path`.
+            Variables that match one are mixed. Defaults to `None`, every variable.
+        exclude: `None`, or a list of regular expressions. Variables that match one are not mixed.
+            Defaults to `None`.
+        **kwargs: Keyword arguments of the base optimizer.
+
+    Raises:
+        TypeError: Where the class is made, if its bases stand in the wrong order; where an object
+            is made, if an argument is of the wrong type.
+        ValueError: If an argument is out of range, or if `include` or `exclude` matches no
+            variable.
+
+    Example:
+
+    >>> import keras
+    >>> import sage_keras
+    >>> @keras.saving.register_keras_serializable(package="my_package")
+    ... class MixoutSGD(sage_keras.WeightMixing, keras.optimizers.SGD):
+    ...     pass
+    >>> kernel = keras.Variable([[1.0], [1.0], [1.0]])
+    >>> optimizer = MixoutSGD(learning_rate=0.5, drop_rate=0.5, seed=0)
+    >>> optimizer.apply([keras.ops.ones((3, 1))], [kernel])
+    >>> with optimizer.true_weights():
+    ...     weights = keras.ops.convert_to_numpy(kernel).ravel().tolist()
+    >>> set(weights) <= {0.5, 1.0}  # the drawn columns have moved
+    True
+
+    Reference:
+        - [Lee et al., 2020](https://arxiv.org/abs/1909.11299)
+    """
+
+    _settings = (*PartialTraining._settings, "seed")
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        check_bases(cls, WeightMixing, before=[SubnetworkSelection, SensitivityGuided])
+
+    def __init__(self, *args, seed=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        if seed is None:
+            seed = random.randrange(2**31)
+        self.seed = arguments.integer("seed", seed, 0, "0")
+        self.swapped_by_callback = False  # SwapTrueWeights says so
+
+    def build(self, variables):
+        """Creates the base's slots, and for every chosen variable its true and initial weights.
+
+        Args:
+            variables: List of the variables to train.
+
+        Raises:
+            ValueError: If no pattern of `include`, or none of `exclude`, matches a variable.
+        """
+        if self.built:
+            return
+        variables = list(variables)
+        super().build(variables)
+        self._true_weights, self._initial_weights = (
+            [
+                self._add_slot(variable, name, variable.dtype) if chosen else None
+                for variable, chosen in zip(variables, self._chosen)
+            ]
+            for name in ("true_weight", "initial_weight")
+        )
+        self._column_shapes = [
+            selection.column_shape(variable_path(variable), variable.shape) if chosen else None
+            for variable, chosen in zip(variables, self._chosen)
+        ]
+        sizes = [0 if shape is None else math.prod(shape) for shape in self._column_shapes]
+        self._column_ends = list(itertools.accumulate(sizes))
+        seed = _spread(self.seed)
+        self._seeds = _StepSeeds(seed, self)
+        # The columns of all variables, one after the other: 1 for those that are kept.
+        self._columns = self.add_variable(
+            shape=(sum(sizes),),
+            initializer=lambda shape, dtype: self._draw(shape, seed),
+            dtype="float32",
+            aggregation="only_first_replica",
+            name="columns",
+        )
+        self._mixed = self.add_variable(
+            shape=(), dtype="int", aggregation="only_first_replica", name="is_mixed"
+        )
+
+    def apply(self, grads, trainable_variables=None):
+        """Updates the true weights, and mixes them for the next forward pass.
+
+        Args:
+            grads: List of gradients.
+            trainable_variables: List of the variables to update. Defaults to those that the
+                optimizer was built with.
+        """
+        if len(grads) == 0:
+            return
+        if not self.built and trainable_variables is not None:
+            self.build(list(trainable_variables))
+        before = ops.copy(self.iterations)  # torch counts in place
+        self.unmix()
+        super().apply(grads, trainable_variables)
+        # Micro-steps of gradient accumulation draw no new columns.
+        updated = ops.not_equal(self.iterations, before)
+        columns = ops.convert_to_tensor(self._columns)
+        drawn = self._draw(columns.shape, self._seeds)
+        self._columns.assign(ops.where(updated, drawn, columns))
+        self.mix()
+
+    def mix(self):
+        """Puts the mixed weights of the coming step into the model's variables.
+
+        `apply` does so by itself. To be called before training goes on, after `unmix`.
+        """
+        if not self.built:
+            return
+        for index, variable, weight in self._chosen_with_weights():
+            self.assign(self._true_weights[index], weight)
+            dtype = compute_dtype(variable.dtype)
+            mixture = selection.mixed(
+                ops.cast(weight, dtype),
+                ops.cast(self._target(index), dtype),
+                self._mask(index),
+                self.drop_rate,
+            )
+            self.assign(variable, ops.cast(mixture, variable.dtype))
+        self._mixed.assign(1)
+
+    def unmix(self):
+        """Puts the true weights into the model's variables."""
+        if not self.built:
+            return
+        for _, variable, weight in self._chosen_with_weights():
+            self.assign(variable, weight)
+        self._mixed.assign(0)
+
+    @contextlib.contextmanager
+    def true_weights(self):
+        """A context in which the model's variables hold the true weights.
+
+        Where the context ends they hold again what they held where it began, which training has to
+        go on with. After an exception they hold the true weights. Weights that are set inside it
+        are kept.
+
+        Example:
+
+        >>> import keras
+        >>> from sage_keras import Mixout
+        >>> kernel = keras.Variable([[1.0], [1.0]])
+        >>> optimizer = Mixout(learning_rate=0.5, seed=0)
+        >>> for step in range(3):
+        ...     optimizer.apply([keras.ops.ones((2, 1))], [kernel])
+        >>> with optimizer.true_weights():
+        ...     print(optimizer.is_mixed)  # evaluate, save or set weights here
+        False
+        >>> optimizer.is_mixed
+        True
+        """
+        was_mixed, finished = self.is_mixed, False
+        if was_mixed:
+            self.unmix()
+        try:
+            yield
+            finished = True
+        finally:
+            if was_mixed and finished:
+                self.mix()
+            elif self.is_mixed:
+                self.unmix()
+
+    @property
+    def is_mixed(self):
+        """Whether the model's variables hold the mixed weights."""
+        # When the first step of `fit` fails, JAX leaves variables without values.
+        if not self.built or self._mixed._value is None:
+            return False
+        return bool(ops.convert_to_numpy(self._mixed))
+
+    def scale_loss(self, loss):
+        """Scales the loss, as the base does. Keras calls it in `fit`, where the callback belongs.
+
+        Args:
+            loss: The loss.
+        """
+        if not self.swapped_by_callback:
+            self._warn_of_mixed_weights()
+        return super().scale_loss(loss)
+
+    def finalize_variable_values(self, var_list):
+        """Puts the true weights into the model's variables, then does what the base does.
+
+        Args:
+            var_list: List of the model's variables.
+        """
+        if self.is_mixed:
+            if not self.swapped_by_callback:
+                self._warn_of_mixed_weights()
+            self.unmix()
+        self.swapped_by_callback = False
+        super().finalize_variable_values(var_list)
+
+    def get_config(self):
+        """Returns the base's configuration, the drop rate and the seed."""
+        config = super().get_config()
+        config["seed"] = self.seed
+        return config
+
+    def _chosen_with_weights(self):
+        """Index, variable and true weight of each chosen variable, and keeps the initial weights.
+
+        The weights are new tensors: on JAX a variable and a slot must never share a buffer, and on
+        torch variables change in place.
+        """
+        mixed = ops.cast(self._mixed, "bool")
+        started = ops.greater(self.iterations, 0)
+        for index, variable in enumerate(self._trainable_variables):
+            if not self._chosen[index]:
+                continue
+            true, initial = self._true_weights[index], self._initial_weights[index]
+            weight = ops.where(mixed, ops.convert_to_tensor(true), ops.convert_to_tensor(variable))
+            self.assign(initial, ops.where(started, ops.convert_to_tensor(initial), weight))
+            yield index, variable, weight
+
+    def _filter_empty_gradients(self, grads, vars):
+        # Before Keras clips: the gradients at the mixed weights are those of the columns kept.
+        grads, variables = super()._filter_empty_gradients(grads, vars)
+        indices = [self._get_variable_index(variable) for variable in variables]
+        grads = [
+            self._masked(gradient, index) if self._chosen[index] else gradient
+            for gradient, index in zip(grads, indices)
+        ]
+        return grads, variables
+
+    def _draw(self, shape, seed):
+        kept = ops.greater_equal(
+            keras.random.uniform(shape, dtype="float32", seed=seed), self.drop_rate
+        )
+        return ops.cast(kept, "float32")
+
+    def _kept_columns(self, index):
+        """The columns of the coming step, as a float tensor that broadcasts to the variable."""
+        shape, end = self._column_shapes[index], self._column_ends[index]
+        columns = ops.convert_to_tensor(self._columns)[end - math.prod(shape) : end]
+        return ops.reshape(columns, shape)
+
+    def _mask(self, index):
+        return ops.cast(self._kept_columns(index), "bool")
+
+    def _target(self, index):
+        """What the dropped weights of a variable are replaced by."""
+        return ops.convert_to_tensor(self._initial_weights[index])
+
+    def _warn_of_mixed_weights(self):
+        warnings.warn(
+            f"Between the steps of {type(self).__name__} the model holds mixed weights. "
+            "`validation_data`, `ModelCheckpoint` and whatever else looks at the model during "
+            "`fit` sees those, and not the true ones. List "
+            "`sage_keras.callbacks.SwapTrueWeights()` first among the callbacks; in a loop of your "
+            "own, evaluate and save inside `with optimizer.true_weights():`.",
+            stacklevel=3,
+        )
+
+
+class _StepSeeds(keras.random.SeedGenerator):
+    """A seed generator that counts the optimizer's updates instead of its own calls.
+
+    Masks follow from `iterations`, which is saved and which accumulation does not advance.
+    """
+
+    def __init__(self, seed, optimizer):
+        super().__init__(seed, name="step_seeds")
+        self._optimizer = optimizer
+
+    def next(self, ordered=True):
+        step = ops.cast(self._optimizer.iterations, self.state.dtype)
+        return ops.add(self.state, ops.stack([ops.zeros_like(step), step]))
+
+
+def _spread(seed):
+    # On torch Keras adds the count to the seed: the runs of neighbouring seeds would share masks.
+    return seed * 2654435761 % 2**31

@@ -1,0 +1,215 @@
+"""The selection of subnetworks, as pure functions (DPS).
+
+Training goes in cycles of two stages of `stage_steps` updates each. In stage I every weight trains
+and its squared gradients add up to its score; in stage II the subnetwork of the best scores trains:
+
+    k         = ceil((1 - drop_rate) * n)                          `kept_count`
+    threshold = the k-th largest score                             `threshold`
+    mask      = score >= threshold                                 `at_least`
+
+Mix scores by the drawn gradients alone, `score * frequency_factor`, and trains on the mixture of
+the weights with those of a fixed point, `mixed`. It draws whole columns; `column_shape` tells what
+is a column.
+
+Nothing here has state, and nothing knows of Keras variables or optimizers.
+
+Reference:
+    - [Zhang et al., 2022](https://arxiv.org/abs/2211.01642)
+"""
+
+import fractions
+import math
+import re
+
+from keras import ops
+
+# The authors punish frequency only where a stage is long enough to tell columns apart.
+_SHORTEST_PENALIZED_STAGE = 50
+# EinsumDense kernels that project to (heads, head size). The authors' have the heads in one axis.
+_SPLIT_INTO_HEADS = r"(?:query|key|value)[^/]*/kernel$"
+
+
+def steps_per_stage(total_steps, update_ratio):
+    """How many updates a stage has.
+
+    Args:
+        total_steps: Integer, the number of updates of the whole training.
+        update_ratio: Float in (0, 1), the share of them that a stage has.
+
+    Returns:
+        Integer, `total_steps * update_ratio` without its fraction, in decimal arithmetic. In
+        binary 100 * 0.29 is below 29.
+
+    Example:
+
+    >>> steps_per_stage(100, 0.29), steps_per_stage(690, 0.05), steps_per_stage(10, 0.05)
+    (29, 34, 0)
+    """
+    return math.floor(total_steps * _decimal(update_ratio))
+
+
+def kept_count(size, drop_rate):
+    """How many of `size` weights are kept.
+
+    Args:
+        size: Integer, the number of weights.
+        drop_rate: Float in [0, 1), the share that is left out.
+
+    Returns:
+        Integer, the smallest that is at least `size * (1 - drop_rate)`, in decimal arithmetic. In
+        binary 10 * (1 - 0.7) is above 3.
+
+    Example:
+
+    >>> kept_count(10, 0.7), kept_count(10, 0.75), kept_count(10, 0.0)
+    (3, 3, 10)
+    """
+    return math.ceil(size * (1 - _decimal(drop_rate)))
+
+
+def threshold(scores, count):
+    """The `count`-th largest score, as the bits of a float32.
+
+    Non-negative floats are ordered as the integers that their bits spell, so 31 counts find the
+    value bit by bit. In XLA sorting takes many times as long.
+
+    Args:
+        scores: Float32 tensor without negative values, of any shape.
+        count: Integer from 1 to the number of scores.
+
+    Returns:
+        Int32 scalar tensor, as `at_least` takes it.
+
+    Example:
+
+    >>> from keras import ops
+    >>> bits = threshold(ops.array([0.5, 3.0, 2.0, 1.0]), count=2)
+    >>> float(ops.view(bits, "float32"))
+    2.0
+    """
+    bits = ops.view(scores, "int32")
+
+    def try_bit(found, bit):
+        larger = ops.add(found, bit)
+        enough = ops.sum(ops.cast(ops.greater_equal(bits, larger), "int32")) >= count
+        return ops.where(enough, larger, found), ops.floor_divide(bit, 2)
+
+    start = (ops.convert_to_tensor(0, "int32"), ops.convert_to_tensor(1 << 30, "int32"))
+    found, _ = ops.while_loop(lambda found, bit: ops.greater(bit, 0), try_bit, start)
+    return found
+
+
+def at_least(scores, threshold):
+    """Which scores reach a threshold.
+
+    They are compared bit by bit, as they were when the threshold was taken; as floats, backends
+    disagree on the tiniest.
+
+    Args:
+        scores: Float32 tensor without negative values.
+        threshold: Int32 scalar tensor, the bits of a float32.
+
+    Returns:
+        Boolean tensor of the shape of `scores`.
+
+    Example:
+
+    >>> from keras import ops
+    >>> scores = ops.array([0.5, 3.0, 2.0, 2.0])
+    >>> ops.convert_to_numpy(at_least(scores, threshold(scores, count=2))).tolist()
+    [False, True, True, True]
+    """
+    return ops.greater_equal(ops.view(scores, "int32"), threshold)
+
+
+def frequency_factor(frequencies, stage_steps):
+    """What turns accumulated squared gradients into the score of Mix.
+
+    It divides by how often a column was drawn, and in stages of 50 updates or more favours those
+    that were drawn less: `exp(-frequency / stage_steps) / max(frequency, 1)`.
+
+    Args:
+        frequencies: Float tensor, how often each column was drawn in stage I.
+        stage_steps: Integer, the number of updates of a stage.
+
+    Returns:
+        Tensor of the shape of `frequencies`.
+
+    Example:
+
+    >>> from keras import ops
+    >>> ops.convert_to_numpy(frequency_factor(ops.array([0.0, 1.0, 4.0]), stage_steps=4)).tolist()
+    [1.0, 1.0, 0.25]
+    """
+    factor = ops.divide(1.0, ops.maximum(frequencies, 1.0))
+    if stage_steps < _SHORTEST_PENALIZED_STAGE:
+        return factor
+    return ops.multiply(factor, ops.exp(ops.divide(frequencies, -float(stage_steps))))
+
+
+def mixed(weight, target, mask, drop_rate):
+    """The mixture of weights and target that a training step of Mix runs on.
+
+    Where the mask is true a weight is moved away from the target, so that the mean over masks is
+    the weight itself; elsewhere it is the target.
+
+    Args:
+        weight: Float tensor, the true weights.
+        target: Tensor of the same shape, what dropped weights are replaced by.
+        mask: Boolean tensor that broadcasts to it, which weights are kept.
+        drop_rate: Float in [0, 1), the share that is dropped.
+
+    Returns:
+        `(mask * weight + (1 - mask) * target - drop_rate * target) / (1 - drop_rate)`. With a
+        `drop_rate` of 0, and a mask that is true, it is `weight` to the bit.
+
+    Example:
+
+    >>> from keras import ops
+    >>> mask = ops.array([True, False])
+    >>> mixture = mixed(ops.array([3.0, 3.0]), ops.array([2.0, 2.0]), mask, drop_rate=0.5)
+    >>> ops.convert_to_numpy(mixture).tolist()
+    [4.0, 2.0]
+    """
+    moved = ops.divide(ops.subtract(weight, ops.multiply(target, drop_rate)), 1.0 - drop_rate)
+    return ops.where(mask, moved, target)
+
+
+def column_shape(path, shape):
+    """The shape of a mask that has one element for each column.
+
+    A column is what one input of a layer is multiplied by: all of a weight matrix's weights that
+    go from that input to the outputs. The last axis of Keras's kernels is an output, and the
+    others index inputs. Of the queries, keys and values of attention, whose kernels are of shape
+    `(inputs, heads, head size)`, or `(heads, inputs, head size)` as in Gemma, the axis of the heads
+    is an output as well. The elements of biases, vectors and scalars are columns by themselves.
+
+    Args:
+        path: String, the path of the variable.
+        shape: Tuple of integers, its shape.
+
+    Returns:
+        Tuple of integers that broadcasts to `shape`.
+
+    Example:
+
+    >>> column_shape("dense/kernel", (8, 32))
+    (8, 1)
+    >>> column_shape("attention/query/kernel", (8, 2, 4))
+    (8, 1, 1)
+    >>> column_shape("attention/attention_output/kernel", (2, 4, 8))
+    (2, 4, 1)
+    >>> column_shape("attention/query/bias", (2, 4))
+    (2, 4)
+    """
+    shape = tuple(shape)
+    if len(shape) < 2 or path.endswith("bias"):
+        return shape
+    if len(shape) == 3 and re.search(_SPLIT_INTO_HEADS, path):
+        # There are more inputs than heads.
+        return (shape[0], 1, 1) if shape[0] >= shape[1] else (1, shape[1], 1)
+    return (*shape[:-1], 1)
+
+
+def _decimal(number):
+    return fractions.Fraction(str(number))

@@ -1,0 +1,205 @@
+"""The callback, and what others see of a model that trains on mixed weights."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import twin
+from mixing_jobs import (
+    LEARNING_RATE,
+    STAGE_STEPS,
+    assert_same,
+    compiled,
+    data,
+    fit,
+    inject_columns,
+    mix,
+    mix_twins,
+    mixout,
+    near,
+)
+from modes import to_numpy
+
+from sage_keras.callbacks import SwapTrueWeights
+
+
+class Look(keras.callbacks.Callback):
+    """Remembers the weights that are in the model, and those that the optimizer keeps."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.true = [], []
+
+    def on_test_begin(self, logs=None):
+        self.seen.append(self.model.get_weights())
+        with self.model.optimizer.true_weights():
+            self.true.append(self.model.get_weights())
+
+    on_epoch_end = lambda self, epoch, logs=None: self.on_test_begin()  # noqa: E731
+
+
+def twin_fit(optimizer, columns, start_weights, epochs):
+    """The kernel under DPS Mix, the bias under Adam; their weights at the end of each epoch."""
+    x, y = (array.astype("float64") for array in data())
+    kernel = mix_twins(optimizer, start_weights[:1])[0]
+    bias = twin.Adam(start_weights[1], LEARNING_RATE, guide=False, weight_decay=0.004)
+    seen = []
+    for step in range(6 * epochs):
+        kernel.prepare(columns[step][0])
+        batch = slice(step % 6 * 4, step % 6 * 4 + 4)
+        error = 2 * (x[batch] @ kernel.effective + bias.weight - y[batch]) / y[batch].size
+        kernel.step(x[batch].T @ error)
+        bias.step(error.sum(axis=0))
+        if step % 6 == 5:
+            loss = np.mean((x @ kernel.weight + bias.weight - y) ** 2)
+            seen.append((kernel.weight, bias.weight, loss))
+    return seen
+
+
+def test_validation_and_end_of_epoch_see_the_true_weights(monkeypatch):
+    optimizer = mix(exclude=["bias"])
+    columns = inject_columns(optimizer, monkeypatch, 24, [(4, 1)])
+    model, look = compiled(optimizer), Look()
+    expected = twin_fit(optimizer, columns, model.get_weights(), epochs=4)
+    history = fit(model, epochs=4, callbacks=[look], validation_data=data())
+    assert optimizer.stage == 1
+    for epoch, (kernel, bias, loss) in enumerate(expected):
+        for seen in look.seen[2 * epoch : 2 * epoch + 2]:  # in validation, at the epoch's end
+            assert near(seen[0], kernel)
+            assert near(seen[1], bias)
+        assert history.history["val_loss"][epoch] == pytest.approx(loss, rel=1e-4)
+    assert near(model.get_weights()[0], expected[-1][0])
+    for seen, true in zip(look.seen, look.true):
+        assert_same(seen, true)
+
+
+@pytest.mark.parametrize("make_optimizer", [mix, mixout])
+def test_true_weights_are_in_the_model_after_fit_and_in_files(make_optimizer, tmp_path):
+    path = tmp_path / "{epoch}.keras"
+    model = compiled(make_optimizer())
+    look = Look()
+    checkpoint = keras.callbacks.ModelCheckpoint(path)
+    fit(model, epochs=2, callbacks=[checkpoint, look])
+    assert not model.optimizer.is_mixed
+    true = [to_numpy(slot) for slot in model.optimizer._true_weights]
+    assert_same(model.get_weights(), true)
+    model.save(tmp_path / "model.keras")
+    assert_same(keras.models.load_model(tmp_path / "model.keras").get_weights(), true)
+    for epoch in (1, 2):
+        saved = keras.models.load_model(tmp_path / f"{epoch}.keras")
+        assert_same(saved.get_weights(), look.true[epoch - 1])
+        assert not saved.optimizer.is_mixed
+
+
+def test_early_stopping_restores_true_weights():
+    look = Look()
+    stop = keras.callbacks.EarlyStopping(
+        "loss", patience=1, mode="max", restore_best_weights=True, start_from_epoch=0
+    )
+    model = compiled(mix())
+    fit(model, epochs=5, callbacks=[stop, look])  # the loss falls: the first epoch is "best"
+    assert len(look.seen) == 2
+    assert_same(model.get_weights(), look.true[0])
+
+
+class Fail(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 4:
+            raise RuntimeError("stopped on purpose")
+
+
+def test_true_weights_are_in_the_model_after_an_exception():
+    model = compiled(mix())
+    with pytest.raises(RuntimeError, match="on purpose"), model.optimizer.true_weights():
+        fit(model, callbacks=[Fail()])
+    true = [to_numpy(slot) for slot in model.optimizer._true_weights]
+    assert_same(model.get_weights(), true)
+    assert not model.optimizer.is_mixed
+    assert int(model.optimizer.iterations) > 0
+
+
+class FailsInTraining(keras.layers.Layer):
+    def call(self, inputs, training=False):
+        if training:
+            raise RuntimeError("stopped on purpose")
+        return inputs
+
+
+def test_the_error_of_a_first_step_is_the_one_that_is_seen():
+    """JAX finalizes after it, though the variables have no values then."""
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), FailsInTraining()])
+    model.compile(optimizer=mix(), loss="mse")
+    with pytest.raises(RuntimeError, match="on purpose"), model.optimizer.true_weights():
+        fit(model)
+
+
+def test_a_second_fit_goes_on():
+    """As one fit of two epochs: the callback mixes before the first step of each."""
+    expected = compiled(mix())
+    fit(expected, epochs=2)
+    model = compiled(mix())
+    fit(model)
+    fit(model)
+    assert_same(model.get_weights(), expected.get_weights())
+
+
+@pytest.mark.parametrize("make_optimizer", [mix, mixout])
+def test_resuming_in_mid_stage_two_changes_no_bit(make_optimizer, tmp_path):
+    expected = compiled(make_optimizer())
+    fit(expected, epochs=3)  # six steps an epoch
+    saved = compiled(make_optimizer())
+    fit(saved)
+    if make_optimizer is mix:
+        assert saved.optimizer.stage == 2
+    assert int(saved.optimizer.iterations) % STAGE_STEPS == 2
+    saved.save(tmp_path / "model.keras")
+    resumed = keras.models.load_model(tmp_path / "model.keras")
+    fit(resumed, epochs=2)
+    assert_same(resumed.get_weights(), expected.get_weights())
+    for one, other in zip(resumed.optimizer.variables, expected.optimizer.variables):
+        np.testing.assert_array_equal(to_numpy(one), to_numpy(other))
+
+
+def warnings_of_fit(model, **arguments):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(model, validation_data=data(), **arguments)
+    return [str(w.message) for w in caught if "mixed weights" in str(w.message)]
+
+
+def test_fit_without_the_callback_is_said():
+    model = compiled(mix())
+    told = warnings_of_fit(model, swap=False)
+    for words in ("`validation_data`", "`ModelCheckpoint`", "SwapTrueWeights()"):
+        assert words in told[0]
+    assert warnings_of_fit(model, swap=False)  # though the step is compiled by now
+    assert warnings_of_fit(compiled(keras.optimizers.LossScaleOptimizer(mix())), swap=False)
+
+
+def test_fit_with_the_callback_says_nothing():
+    model = compiled(mix())
+    for _ in range(2):
+        assert warnings_of_fit(model) == []
+    assert warnings_of_fit(compiled(keras.optimizers.LossScaleOptimizer(mix()))) == []
+
+
+@pytest.mark.filterwarnings("ignore:Between the steps")
+def test_evaluation_and_prediction_between_steps_see_the_true_weights():
+    model, swap = compiled(mix()), SwapTrueWeights()
+    x, y = data()
+    for _ in range(3):
+        model.train_on_batch(x, y)
+    with model.optimizer.true_weights():
+        loss, predicted = model.evaluate(x, y, verbose=0), model.predict(x, verbose=0)
+    mixed = model.get_weights()
+    assert model.evaluate(x, y, callbacks=[swap], verbose=0) == pytest.approx(loss, rel=1e-6)
+    seen = model.predict(x, callbacks=[swap], verbose=0)
+    np.testing.assert_allclose(seen, predicted, rtol=1e-6)
+    assert_same(model.get_weights(), mixed)
+    assert model.evaluate(x, y, verbose=0) != pytest.approx(loss, rel=1e-3)
+
+
+def test_the_callback_asks_for_an_optimizer_that_mixes():
+    with pytest.raises(ValueError, match=r"DPSMix.*Received: optimizer=<"):
+        fit(compiled(keras.optimizers.SGD()))

@@ -1,0 +1,136 @@
+"""The selection of subnetworks, tensor by tensor."""
+
+import fractions
+
+import keras_hub
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import ops
+from modes import to_numpy
+
+from sage_keras.optimizers import selection
+
+few = settings(deadline=None, max_examples=60)
+RATES = st.integers(0, 999).map(lambda thousandths: thousandths / 1000)
+# Many equal ones, zeros, the tiniest and the largest that float32 has.
+SCORES = st.lists(
+    st.one_of(
+        st.sampled_from([0.0, 1.0, 2.0, 1e-45, 2.0**-126, 3.4028234663852886e38, float("inf")]),
+        st.floats(0, width=32, allow_nan=False),
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+@few
+@given(SCORES, st.data())
+def test_threshold_is_the_value_that_sorting_finds(scores, data):
+    count = data.draw(st.integers(1, len(scores)))
+    scores = np.array(scores, dtype="float32")
+    expected = np.sort(scores)[::-1][count - 1]
+    bits = selection.threshold(ops.convert_to_tensor(scores), count)
+    assert int(bits) == expected.view("int32")
+    mask = to_numpy(selection.at_least(ops.convert_to_tensor(scores), bits))
+    np.testing.assert_array_equal(mask, scores.view("int32") >= expected.view("int32"))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (300, 200), (3, 4, 5, 6)])
+def test_exactly_the_best_are_kept_in_any_shape(shape):
+    scores = np.random.default_rng(0).permutation(np.arange(np.prod(shape, dtype=int)) + 1.0)
+    scores = ops.convert_to_tensor(scores.reshape(shape).astype("float32"))
+    size = int(np.prod(shape))
+    count = selection.kept_count(size, 0.3)
+    mask = to_numpy(selection.at_least(scores, selection.threshold(scores, count)))
+    assert mask.shape == shape
+    np.testing.assert_array_equal(mask, to_numpy(scores) > size - count)
+
+
+@few
+@given(st.integers(1, 10**9), RATES)
+def test_kept_count_is_the_smallest_that_is_enough(size, drop_rate):
+    exact = size * (1 - fractions.Fraction(round(drop_rate * 1000), 1000))
+    count = selection.kept_count(size, drop_rate)
+    assert count - 1 < exact <= count
+
+
+@few
+@given(st.integers(1, 10**9), RATES)
+def test_stages_have_the_whole_part_of_their_share(total, ratio):
+    exact = total * fractions.Fraction(round(ratio * 1000), 1000)
+    steps = selection.steps_per_stage(total, ratio)
+    assert steps <= exact < steps + 1
+
+
+def test_counts_that_binary_floats_put_one_off():
+    assert selection.kept_count(10, 0.7) == 3
+    assert selection.kept_count(10, 0.9) == 1
+    assert selection.steps_per_stage(100, 0.29) == 29
+    # The authors' four tasks.
+    assert [selection.steps_per_stage(n, 0.05) for n in (468, 690, 1080, 1605)] == [23, 34, 54, 80]
+
+
+@pytest.mark.parametrize("stage_steps", [49, 50, 80])
+def test_frequency_factor(stage_steps):
+    frequencies = np.arange(stage_steps + 1, dtype="float32")
+    expected = 1 / np.maximum(frequencies, 1).astype("float64")
+    if stage_steps >= 50:
+        expected = expected * np.exp(-frequencies / stage_steps)
+    factor = selection.frequency_factor(ops.convert_to_tensor(frequencies), stage_steps)
+    np.testing.assert_allclose(to_numpy(factor), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("drop_rate", [0.0, 0.3, 0.9])
+def test_mixture(drop_rate):
+    random = np.random.default_rng(0)
+    w, t = random.normal(size=(2, 6, 4)).astype("float32")
+    m = random.random((6, 1)) >= drop_rate
+    p = drop_rate
+    expected = (m * w + (1 - m) * t - p * t.astype("float64")) / (1 - p)
+    tensors = [ops.convert_to_tensor(array) for array in (w, t, m)]
+    mixture = to_numpy(selection.mixed(*tensors, drop_rate))
+    np.testing.assert_allclose(mixture, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(mixture[~m[:, 0]], t[~m[:, 0]])
+    if drop_rate == 0:
+        np.testing.assert_array_equal(mixture, w)
+
+
+def test_the_mean_mixture_is_the_weight():
+    """Over columns drawn with the probability 1 - drop_rate; here, over the two outcomes."""
+    w, t, p = ops.array([3.0]), ops.array([-1.0]), 0.25
+    kept, dropped = (
+        float(selection.mixed(w, t, ops.array([mask]), p)[0]) for mask in (True, False)
+    )
+    assert (1 - p) * kept + p * dropped == pytest.approx(3.0)
+
+
+BACKBONES = {
+    "BERT": (
+        lambda: keras_hub.models.BertBackbone(30, 1, 2, 8, 16, max_sequence_length=12),
+        {"query": (8, 1, 1), "key": (8, 1, 1), "value": (8, 1, 1), "attention_output": (2, 4, 1)},
+    ),
+    "Gemma": (
+        lambda: keras_hub.models.GemmaBackbone(30, 1, 2, 1, 8, 16, 4),
+        {"query": (1, 8, 1), "key": (1, 8, 1), "value": (1, 8, 1), "attention_output": (2, 4, 1)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_columns_of_attention_are_its_inputs(name):
+    make, expected = BACKBONES[name]
+    found = {}
+    for variable in make().trainable_variables:
+        *_, layer, kind = variable.path.split("/")
+        if layer in expected and kind == "kernel":
+            found[layer] = selection.column_shape(variable.path, variable.shape)
+    assert found == expected
+
+
+def test_columns_of_other_variables():
+    assert selection.column_shape("conv/kernel", (3, 3, 4, 8)) == (3, 3, 4, 1)
+    assert selection.column_shape("query/bias", (2, 4)) == (2, 4)
+    assert selection.column_shape("embeddings", (30, 8)) == (30, 1)
+    assert selection.column_shape("scale", ()) == ()
