@@ -4,24 +4,29 @@ import importlib.metadata
 import subprocess
 import sys
 
+import pytest
+
 import sage_keras
+from sage_keras import analysis
 
 
 def test_public_names_are_there_and_documented():
-    for name in sage_keras.__all__:
-        value = getattr(sage_keras, name)
-        assert name.isupper() or value.__doc__
+    for package in (sage_keras, analysis):
+        for name in package.__all__:
+            value = getattr(package, name)
+            assert name.isupper() or value.__doc__
 
 
 def test_version_is_that_of_the_metadata():
     assert importlib.metadata.version("sage_keras") == sage_keras.__version__
 
 
-def test_imports_no_backend_and_no_plotting_of_its_own():
+@pytest.mark.parametrize("module", ["sage_keras", "sage_keras.analysis"])
+def test_imports_no_backend_and_no_plotting_of_its_own(module):
     code = (
         "import sys, keras\n"
         "before = set(sys.modules)\n"
-        "import sage_keras\n"
+        f"import {module}\n"
         "print(*{name.split('.')[0] for name in set(sys.modules) - before})"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -56,7 +56,7 @@ def measure_sensitivity(model, data, batches=None, per="batch", batch_size=None,
         ones are called `path#1`, `path#2` and so on.
 
     Raises:
-        TypeError: If `data` is of another kind.
+        TypeError: If `model` is not a Keras model, or `data` is of another kind.
         ValueError: If the model is not built, not compiled or without a loss, if there is no
             data, or fewer batches than asked for, or if an argument is out of range.
 
@@ -99,10 +99,13 @@ def measure_sensitivity(model, data, batches=None, per="batch", batch_size=None,
     if total is None:
         bar.update(read, finalize=True)
     _check_read(read, measured, batches)
-    return {
-        path: np.array(ops.convert_to_numpy(value)) / measured
-        for path, value in zip(unique_paths(variables), sums)
-    }
+    means = [_divide(ops.convert_to_numpy(value), measured) for value in sums]
+    return dict(zip(unique_paths(variables), means))
+
+
+def _divide(array, count):
+    # NumPy makes numbers of arrays without dimensions, and before 2.0 float64 ones.
+    return np.asarray(np.divide(array, count, dtype=array.dtype))
 
 
 def _add_unless_overflown(add, sums, batch, loss_scale):

@@ -178,19 +178,21 @@ def _count(fraction, size):
 
 def _smallest(arrays, count):
     """Boolean arrays that are true for the `count` smallest elements, the first among equals."""
-    if count == 0:
-        return [np.zeros(array.shape, bool) for array in arrays]
-    ranked = np.concatenate([array.ravel() for array in arrays])
-    ranked.partition(count - 1)  # in place, and without the indices: half the memory or less
-    threshold = ranked[count - 1]
-    del ranked
-    masks = [np.less(array, threshold, order="C") for array in arrays]
-    missing = count - sum(int(np.count_nonzero(mask)) for mask in masks)
-    for array, mask in zip(arrays, masks):
-        equal = np.flatnonzero(array == threshold)[:missing]
-        mask.reshape(-1)[equal] = True
-        missing -= len(equal)
-    return masks
+    flat = [array.ravel() for array in arrays]
+    masks = [np.zeros(array.size, bool) for array in arrays]
+    if count:
+        ranked = np.concatenate(flat)
+        ranked.partition(count - 1)  # in place: argpartition's indices take twice the memory
+        threshold = ranked[count - 1]
+        del ranked
+        for values, mask in zip(flat, masks):
+            np.less(values, threshold, out=mask)
+        missing = count - sum(map(np.count_nonzero, masks))
+        for values, mask in zip(flat, masks):
+            equal = np.flatnonzero(values == threshold)[:missing]
+            mask[equal] = True
+            missing -= len(equal)
+    return [mask.reshape(array.shape) for mask, array in zip(masks, arrays)]
 
 
 def _check_repeatable(data, batch_size):
@@ -225,4 +227,4 @@ class _Batches(keras.utils.PyDataset):
         return len(self._batches)
 
     def __getitem__(self, index):
-        return self._batches[index]
+        return tuple(self._batches[index])

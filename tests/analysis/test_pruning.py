@@ -141,6 +141,32 @@ def test_a_layer_is_all_of_its_named_variables():
         assert [np.count_nonzero(weight) for weight in model.get_weights()] == [0, 0, 2, 0]
 
 
+def test_single_numbers_and_empty_variables():
+    class Odd(keras.Model):
+        def __init__(self):
+            super().__init__(name="odd")
+            for name, shape in {"one": (), "none": (0, 2), "two": (2,)}.items():
+                setattr(self, name, self.add_weight(shape=shape, initializer="ones", name=name))
+
+        def call(self, inputs):
+            return inputs * self.one * keras.ops.sum(self.two)
+
+    model = Odd()
+    model.compile(loss="mae")
+    x = np.ones((1, 1))
+    model(x)
+    sensitivities = measure_sensitivity(model, (x, 0 * x), verbose=0)  # the loss is one * two * 2
+    assert {path: value.tolist() for path, value in sensitivities.items()} == {
+        "odd/one": 2.0,
+        "odd/none": [],
+        "odd/two": [1.0, 1.0],
+    }
+    for fraction, kept in ((0.34, [1, 1]), (0.67, [1, 0]), (1, [0, 0])):
+        with pruned(model, sensitivities, fraction):
+            assert [int(to_numpy(model.one)), int(to_numpy(model.two).sum())] == kept
+    np.testing.assert_array_equal(to_numpy(model.one), 1)
+
+
 def test_weights_return_after_an_exception_and_after_training_inside():
     model = net()
     before = bits(model)
@@ -253,7 +279,7 @@ def test_curve_against_float64():
 def test_curve_reads_each_kind_of_data():
     model = net()
     x, y = examples()
-    batches = [(x[i : i + 16], y[i : i + 16]) for i in range(0, 40, 16)]
+    batches = [[x[i : i + 16], y[i : i + 16]] for i in range(0, 40, 16)]
     tensorflow = pytest.importorskip("tensorflow")
     dataset = tensorflow.data.Dataset.from_tensor_slices((x, y)).batch(16)
     scores = magnitude_scores(model)
