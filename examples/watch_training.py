@@ -35,7 +35,7 @@ QUICK = {
     "validation_size": 96,
     "epochs": 1,
     "batch_size": 16,
-    "sequence_length": 32,
+    "update_freq": 4,
     "learning_rate": 3e-4,  # fewer steps, larger ones
     "sage_learning_rate": 6e-4,
 }
@@ -156,10 +156,10 @@ def parse_arguments(arguments):
     add("--sage-learning-rate", type=float, default=3e-4, help="that of Sage")
     add("--epochs", type=positive_integer, default=2, help="passes over the training data")
     add("--batch-size", type=positive_integer, default=32, help="examples in a step")
-    add("--sequence-length", type=positive_integer, default=40, help="tokens kept of an example")
-    add("--train-size", type=positive_integer, default=1200, help="examples to train on")
+    add("--sequence-length", type=positive_integer, default=32, help="tokens kept of an example")
+    add("--train-size", type=positive_integer, default=800, help="examples to train on")
     add("--validation-size", type=positive_integer, default=400, help="others to judge by")
-    add("--update-freq", type=positive_integer, default=4, help="steps from report to report")
+    add("--update-freq", type=positive_integer, default=5, help="steps from report to report")
     add("--seed", type=int, default=0, help="of the new head, dropout and the order of the data")
     add("--output", type=pathlib.Path, default="results/watch_training", help="where files go")
     add("--quick", action="store_true", help="a trial run on few sentences, of one epoch")

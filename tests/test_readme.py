@@ -3,21 +3,20 @@
 import pathlib
 import re
 
-import pytest
+from sage_keras.analysis import read_log
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
-def test_code_block_runs(code, capsys):
+def test_code_blocks_run_one_after_the_other(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     names = {"__name__": "readme"}
-    exec(code, names)
-    if "Sage(" in code:
-        assert "guides 4 of 4 variables" in capsys.readouterr().out
-    else:
-        assert names["SageLion"](beta_3=0.9).get_config()["beta_3"] == 0.9
-
-
-def test_there_are_blocks_to_run():
-    assert len(BLOCKS) == 2
+    quick_start, own_optimizer, seeing = BLOCKS
+    exec(quick_start, names)
+    assert "guides 4 of 4 variables" in capsys.readouterr().out
+    exec(own_optimizer, names)
+    assert names["SageLion"](beta_3=0.9).get_config()["beta_3"] == 0.9
+    exec(seeing, names)
+    assert read_log("logs/first").steps.tolist() == [28, 32, 36, 40, 44, 48]
+    assert names["sensitivities"].keys() == {one.path for one in names["model"].variables[:4]}
