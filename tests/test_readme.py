@@ -12,7 +12,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), 
 def test_code_blocks_run_one_after_the_other(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "readme"}
-    quick_start, own_optimizer, seeing = BLOCKS
+    quick_start, own_optimizer, seeing, selecting = BLOCKS
     exec(quick_start, names)
     assert "guides 4 of 4 variables" in capsys.readouterr().out
     exec(own_optimizer, names)
@@ -20,3 +20,6 @@ def test_code_blocks_run_one_after_the_other(capsys, monkeypatch, tmp_path):
     exec(seeing, names)
     assert read_log("logs/first").steps.tolist() == [28, 32, 36, 40, 44, 48]
     assert names["sensitivities"].keys() == {one.path for one in names["model"].variables[:4]}
+    exec(selecting, names)
+    assert int(names["model"].optimizer.iterations) == 96
+    assert names["model"].optimizer.total_steps == 100
