@@ -126,7 +126,7 @@ def report():
         copied.clear()
         ops.convert_to_numpy = counting
         began = time.perf_counter()
-        figures.report(model, copies)
+        figures.report(model, [turn + 2], copies)
         reporting = time.perf_counter() - began
         ops.convert_to_numpy = convert
         if turn:

@@ -56,24 +56,23 @@ class SlotFigures:
         """What the scale of the next step will be computed from, or `None` if it cannot be."""
         return self._compiled_samples(_slots(model)) if self._has_scales else None
 
-    def report(self, model, previous):
+    def report(self, model, iterations, previous):
         """The entries of a report that follow from the state of the model.
 
         Args:
             model: The model.
+            iterations: The steps that each guided optimizer has made.
             previous: What `copy` returned before the last step, `None` if there were no slots
                 yet, or `UNKNOWN`.
         """
         slots = _slots(model)
-        iterations = [
-            ops.convert_to_tensor(one.iterations) for one in guided_optimizers(model.optimizer)
-        ]
+        steps = ops.convert_to_tensor(np.maximum(iterations, 1).astype("float32"))
         known = previous is not UNKNOWN
         if not self._has_scales:
             previous = None
         elif previous is None or not known:
             previous = [ops.zeros_like(one) for one in self._compiled_samples(slots)]
-        table = self._compiled_table(slots, iterations, previous)
+        table = self._compiled_table(slots, steps, previous)
         return self._entries(np.array(ops.convert_to_numpy(table)), known)
 
     def _samples(self, slots):
@@ -82,8 +81,7 @@ class SlotFigures:
             for slot, stride in zip(slots, self._strides)
         ]
 
-    def _table(self, slots, iterations, previous):
-        steps = [ops.cast(ops.maximum(one, 1), "float32") for one in iterations]
+    def _table(self, slots, steps, previous):
         settings = [(self._settings[owner], steps[owner]) for owner in self._owners]
         # The correction for having begun at zero is one factor for the whole variable.
         factors = [measure.bias_corrected(1.0, one["beta_3"], step) for one, step in settings]

@@ -110,7 +110,7 @@ class SensitivityLogger(keras.callbacks.Callback):
         optimizer = self.model.optimizer
         guided = guided_optimizers(optimizer)
         # A MultiOptimizer may get to know its optimizers only when it is built.
-        if not guided and (optimizer.built or not hasattr(optimizer, "optimizers")):
+        if not guided and getattr(optimizer, "optimizers", None) != []:
             refuse(optimizer)
         self._slots = None
         if self.model.built and optimizer.built:
@@ -142,12 +142,18 @@ class SensitivityLogger(keras.callbacks.Callback):
         if self._slots is None:
             self._prepare()
         self._batches += batch + 1 - self._begun
-        if self._due and self._iterations() not in self._copies:
+        if not self._copies:
+            return
+        # Not at the end of the epoch: on TensorFlow a generator that ends counts as a step.
+        self._now = self._iterations()
+        if self._due and self._now not in self._copies:
             self._report()
             logs.update(self._figures)
 
     def on_epoch_end(self, epoch, logs=None):
         if not self._reported:
+            if not self._copies:  # the end came early
+                self._now = self._iterations()
             self._report()
         logs.update(self._figures)
 
@@ -181,15 +187,16 @@ class SensitivityLogger(keras.callbacks.Callback):
             self._copies[now] = self._slots and self._slots.copy(self.model)
 
     def _report(self):
-        now = self._iterations()
-        copy = self._copies.get(_previous(now), UNKNOWN)
-        report = {"step": max(now), "epoch": self._epoch, **self._slots.report(self.model, copy)}
+        copy = self._copies.get(_previous(self._now), UNKNOWN)
+        report = {"step": max(self._now), "epoch": self._epoch}
+        report |= self._slots.report(self.model, self._now, copy)
         for sink in self._sinks:
             sink.write(report)
         figures = report["model"]["figures"]
         self._figures = {f"sensitivity/{name}": value for name, value in figures.items()}
         self._reported = True
         self._due = False
+        self._copies = {}
 
 
 def _previous(iterations):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pathlib
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from sage_keras import SageSGD
 from sage_keras.analysis import read_log
 from sage_keras.callbacks import SensitivityLogger
 
+HERE = pathlib.Path(__file__)
 BATCHES, BATCH = 6, 4
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NAMES = ["mean", "redundant_share", "gini", *(f"q{q:g}" for q in QUANTILES)]
@@ -365,8 +367,10 @@ def test_groups_of_ones_own(tmp_path):
         np.testing.assert_array_equal(figure, log.groups["all"].figures[name])
 
 
-def test_quantiles_of_ones_own(tmp_path):
+def test_quantiles_of_ones_own_and_no_tensorboard(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     fit(network(SageSGD(0.02)), SensitivityLogger(tmp_path, quantiles=[0, 1]), epochs=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["sensitivity.jsonl"]
     figures = read_log(tmp_path).model.figures
     assert [name for name in figures if "q" in name] == ["q0", "q1", "scale_q0", "scale_q1"]
     assert figures["scale_q1"] == pytest.approx(figures["scale_max"], rel=1 / 60)
@@ -384,29 +388,6 @@ def test_a_model_that_is_not_built_before_training(tmp_path):
     assert np.isfinite(log.model.figures["scale_mean"]).all()
 
 
-def test_tensorboard_reads_the_events(tmp_path):
-    fit(network(SageSGD(0.02)), SensitivityLogger(tmp_path, update_freq=4))
-    log = read_log(tmp_path)
-    events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0})
-    events.Reload()
-    for tag, series in {
-        "sensitivity/{}": log.model,
-        "sensitivity_{}/first": log.groups["first"],
-    }.items():
-        for name, figure in series.figures.items():
-            scalars = events.Scalars(tag.format(name))
-            assert [one.step for one in scalars] == log.steps.tolist()
-            np.testing.assert_allclose([one.value for one in scalars], figure, rtol=1e-6)
-        counts = [sum(one.histogram_value.bucket) for one in events.Histograms(tag.format("log10"))]
-        assert counts == pytest.approx(series.histogram.counts.sum(axis=1))
-
-
-def test_without_tensorboard(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    fit(network(SageSGD(0.02)), SensitivityLogger(tmp_path), epochs=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["sensitivity.jsonl"]
-
-
 def test_a_diverged_run_is_logged_as_strict_json(tmp_path):
     fit(network(SageSGD(1e20)), SensitivityLogger(tmp_path), epochs=3)
     for line in (tmp_path / "sensitivity.jsonl").read_text().splitlines():
@@ -414,30 +395,84 @@ def test_a_diverged_run_is_logged_as_strict_json(tmp_path):
     assert np.isnan(read_log(tmp_path).model.figures["mean"][-1])
 
 
-def test_a_killed_run_leaves_a_log_that_reads_back(tmp_path):
-    code = f"""
-    import os, signal
-    import keras, numpy as np
-    import sage_keras
-    from sage_keras.callbacks import SensitivityLogger
+def run(code):
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True)
 
-    class Kill(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            if batch == 5:
-                os.kill(os.getpid(), signal.SIGKILL)
 
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    model.compile(optimizer=sage_keras.Sage(0.01), loss="mse")
-    logger = SensitivityLogger({str(tmp_path)!r}, update_freq=2)
-    x = np.ones((32, 2))
-    model.fit(x, x[:, :1], batch_size=4, callbacks=[logger, Kill()], verbose=0)
-    """
-    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.DEVNULL)
-    assert run.returncode == -signal.SIGKILL
-    assert read_log(tmp_path).steps.tolist() == [2, 4, 6]
+def test_a_killed_run_leaves_logs_that_read_back(tmp_path):
+    """Both of them, with every scalar and histogram. Nor did they need TensorFlow."""
+    killed = run(f"""
+        import os, signal, sys
+        import keras, numpy as np
+        import sage_keras
+        from sage_keras.callbacks import SensitivityLogger
+
+        class Kill(keras.callbacks.Callback):
+            def on_train_batch_end(self, batch, logs=None):
+                if batch == 5:
+                    print("tensorflow" in sys.modules, flush=True)
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        layers = [keras.layers.Dense(3, name="a"), keras.layers.Dense(1, name="b")]
+        model = keras.Sequential([keras.Input((2,)), *layers])
+        model.compile(optimizer=sage_keras.Sage(0.01), loss="mse")
+        logger = SensitivityLogger({str(tmp_path)!r}, update_freq=2)
+        x = np.random.normal(size=(32, 2))
+        model.fit(x, x[:, :1], batch_size=4, callbacks=[logger, Kill()], verbose=0)
+    """)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert killed.stdout.split() == [b"True" if BACKEND == "tensorflow" else b"False"]
+    log = read_log(tmp_path)
+    assert log.steps.tolist() == [2, 4, 6]
+
     events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0})
     events.Reload()
-    assert [one.step for one in events.Scalars("sensitivity/mean")] == [2, 4, 6]
+    for tag, series in {"sensitivity/{}": log.model, "sensitivity_{}/a": log.groups["a"]}.items():
+        for name, figure in series.figures.items():
+            scalars = events.Scalars(tag.format(name))
+            assert [one.step for one in scalars] == [2, 4, 6]
+            np.testing.assert_allclose([one.value for one in scalars], figure, rtol=1e-6)
+        counts = [sum(one.histogram_value.bucket) for one in events.Histograms(tag.format("log10"))]
+        assert counts == series.histogram.counts.sum(axis=1).tolist()
+
+
+TWO_DEVICES = {
+    "tensorflow": """
+        import tensorflow as tf
+        (cpu,) = tf.config.list_physical_devices("CPU")
+        halves = [tf.config.LogicalDeviceConfiguration()] * 2
+        tf.config.set_logical_device_configuration(cpu, halves)
+        strategy = tf.distribute.MirroredStrategy()
+        assert strategy.num_replicas_in_sync == 2
+        arguments = {"jit_compile": False}  # XLA fails under MirroredStrategy, in Keras's own steps
+    """,
+    "jax": """
+        import os
+        os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+        import keras
+        assert len(keras.distribution.list_devices()) == 2
+        strategy = keras.distribution.DataParallel()
+        arguments = {}
+    """,
+}
+
+
+@pytest.mark.skipif(BACKEND not in TWO_DEVICES, reason="Keras has no distribution for torch")
+def test_two_devices(tmp_path):
+    devices = textwrap.dedent(TWO_DEVICES[BACKEND])
+    ended = run(
+        f"import sys; sys.path[:0] = {[str(path) for path in HERE.parents[:2]]!r}\n"
+        + devices
+        + textwrap.dedent(f"""
+            import test_sensitivity_logger as here
+            with strategy.scope():
+                model = here.network(here.SageSGD(0.02), **arguments)
+                here.fit(model, here.SensitivityLogger({str(tmp_path)!r}, update_freq=4))
+        """)
+    )
+    assert ended.returncode == 0, ended.stderr.decode()
+    expected = TwinTraining("SageSGD", 0.02, bias_correction=False).figures()
+    assert_equal_to_twin(read_log(tmp_path), expected, [4, 8, 12])
 
 
 @pytest.mark.parametrize(
