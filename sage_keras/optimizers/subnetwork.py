@@ -193,9 +193,9 @@ class SubnetworkSelection(PartialTraining):
             )
         if total_steps is None:
             self.total_steps = None
-            self.stage_steps = arguments.integer("stage_steps", stage_steps, 1, "50")
+            self.stage_steps = arguments.integer("stage_steps", stage_steps, low=1, example=50)
         else:
-            self.total_steps = arguments.integer("total_steps", total_steps, 1, "1000")
+            self.total_steps = arguments.integer("total_steps", total_steps, low=1, example=1000)
             self.stage_steps = selection.steps_per_stage(self.total_steps, self.update_ratio)
         if self.stage_steps == 0:
             raise ValueError(
