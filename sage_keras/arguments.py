@@ -33,16 +33,6 @@ def share(argument, value, example):
     return float(value)
 
 
-def positive_integer(argument, value, example):
-    """`value` as an int, if it is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(
-            f"Argument `{argument}` must be an int of at least 1, such as {example}. "
-            f"Received: {argument}={value!r}"
-        )
-    return int(value)
-
-
 def integer(argument, value, low, example):
     """`value` as an int, if it is a whole number of at least `low`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):

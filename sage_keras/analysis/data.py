@@ -25,7 +25,7 @@ def check_data(data, batch_size=None):
             f"Received: batch_size={batch_size!r} with data of type {type(data).__name__}"
         )
     if batch_size is not None:
-        arguments.positive_integer("batch_size", batch_size, example=32)
+        arguments.integer("batch_size", batch_size, low=1, example=32)
     if arrays:
         if not 1 <= len(data) <= 3:
             raise ValueError(

@@ -56,7 +56,8 @@ def measure_sensitivity(model, data, batches=None, per="batch", batch_size=None,
         ones are called `path#1`, `path#2` and so on.
 
     Raises:
-        TypeError: If `model` is not a Keras model, or `data` is of another kind.
+        TypeError: If `model` is not a Keras model, if `data` is of another kind, or an argument of the
+            wrong type.
         ValueError: If the model is not built, not compiled or without a loss, if there is no
             data, or fewer batches than asked for, or if an argument is out of range.
 
@@ -248,7 +249,7 @@ def _total(available, batches):
                 "Argument `data` never ends. Say how much to read of it, such as batches=100."
             )
         return available
-    arguments.positive_integer("batches", batches, example=100)
+    arguments.integer("batches", batches, low=1, example=100)
     if available is not None and available < batches:
         _refuse_too_few(available, batches)
     return batches

@@ -95,7 +95,7 @@ class WeightMixing(PartialTraining):
         super().__init__(*args, **kwargs)
         if seed is None:
             seed = random.randrange(2**31)
-        self.seed = arguments.integer("seed", seed, 0, "0")
+        self.seed = arguments.integer("seed", seed, low=0, example=0)
         self.swapped_by_callback = False  # SwapTrueWeights says so
 
     def build(self, variables):

@@ -23,6 +23,8 @@ class PartialTraining(OptimizerMixin):
         **kwargs: Keyword arguments of the base optimizer, `include` and `exclude`.
     """
 
+    _settings = ("drop_rate", "include", "exclude")  # what `repr` shows
+
     def __init__(self, *args, drop_rate=0.3, **kwargs):
         if not isinstance(self, keras.optimizers.Optimizer):
             name = type(self).__name__
@@ -93,8 +95,6 @@ class PartialTraining(OptimizerMixin):
             partial = f"trains {sum(self._chosen)} of {len(self._chosen)} variables in part"
         settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._settings)
         return f"<{type(self).__name__}({settings}), {partial}>"
-
-    _settings = ("drop_rate", "include", "exclude")
 
     def _mask(self, index):
         """Which weights of the variable of this index the coming step trains."""
@@ -184,7 +184,6 @@ class SubnetworkSelection(PartialTraining):
     def __init__(self, *args, total_steps=None, update_ratio=0.05, stage_steps=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.update_ratio = arguments.number("update_ratio", update_ratio, 0.0, 1.0, "0.05")
-        self.total_steps = total_steps
         if (total_steps is None) == (stage_steps is None):
             raise ValueError(
                 "Pass one of the arguments `total_steps`, the number of updates of the whole "
@@ -192,10 +191,11 @@ class SubnetworkSelection(PartialTraining):
                 f"updates of a stage. Received: total_steps={total_steps!r}, "
                 f"stage_steps={stage_steps!r}"
             )
-        if stage_steps is not None:
-            self.stage_steps = arguments.integer("stage_steps", stage_steps, 1, "50")
+        if total_steps is None:
+            self.total_steps = None
+            self.stage_steps = arguments.integer("stage_steps", stage_steps, low=1, example=50)
         else:
-            self.total_steps = arguments.integer("total_steps", total_steps, 1, "1000")
+            self.total_steps = arguments.integer("total_steps", total_steps, low=1, example=1000)
             self.stage_steps = selection.steps_per_stage(self.total_steps, self.update_ratio)
         if self.stage_steps == 0:
             raise ValueError(

@@ -385,7 +385,7 @@ X, Y, _ = examples()
         (iter([]), {}, ValueError, "`data` is empty"),
         (Batches([], endless=True), {}, ValueError, "never ends.*batches=100"),
         ((X, Y), {"batches": 0}, ValueError, "batches=0"),
-        ((X, Y), {"batches": 1.5}, ValueError, "batches=1.5"),
+        ((X, Y), {"batches": 1.5}, TypeError, "batches=1.5"),
         ((X, Y), {"batches": 2}, ValueError, "has 1 batches.*batches=2"),
         (iter([(X, Y)]), {"batches": 2}, ValueError, "has 1 batches.*batches=2"),
         ((X, Y), {"batch_size": 0}, ValueError, "batch_size=0"),

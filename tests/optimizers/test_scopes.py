@@ -176,7 +176,7 @@ def test_matrices_are_the_kernels_of_the_blocks_and_the_pooler(name):
     blocks = block.split("{")[0]
     in_blocks = {path[path.index(blocks) :] for path in found if blocks in path}
     assert in_blocks == expected_paths(block, sublayers, biases=False, first=int(name == "ViT"))
-    rest = {path.split("/", 1)[-1] for path in found if blocks not in path}
+    rest = {"/".join(path.split("/")[-2:]) for path in found if blocks not in path}
     assert rest == ({"pooled_dense/kernel"} if name == "BERT" else set())
 
 
