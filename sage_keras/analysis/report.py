@@ -131,7 +131,7 @@ _SCALE = (
     "Small where the sensitivity is steady, so that the weight counts as well trained; large "
     "where it varies."
 )
-_PRUNING = "What happens when the least sensitive weights are set to zero."
+_PRUNING = "What happens when the weights of the lowest ranks are set to zero."
 _GROUPS = (
     "Figures of the last report. The redundant share counts parameters under 1 % of the mean of "
     "the whole model."
