@@ -56,8 +56,8 @@ def measure_sensitivity(model, data, batches=None, per="batch", batch_size=None,
         ones are called `path#1`, `path#2` and so on.
 
     Raises:
-        TypeError: If `model` is not a Keras model, if `data` is of another kind, or if an
-            argument is of the wrong type.
+        TypeError: If `model` is not a Keras model, `data` is of another kind, or an argument is of
+            the wrong type.
         ValueError: If the model is not built, not compiled or without a loss, if there is no
             data, or fewer batches than asked for, or if an argument is out of range.
 

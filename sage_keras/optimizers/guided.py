@@ -13,8 +13,8 @@ from sage_keras.optimizers.mixin import (
     check_order,
     find_optimizers,
     print_summary,
+    to_dense,
 )
-from sage_keras.optimizers.mixin import to_dense as _to_dense
 from sage_keras.paths import unique_paths, variable_path
 
 # The published rule scales the learning rate, which these bases do not pass through unchanged.
@@ -162,7 +162,7 @@ class SensitivityGuided(OptimizerMixin):
         if slot is None:
             return super().update_step(gradient, variable, learning_rate)
 
-        dense_gradient = _to_dense(gradient)
+        dense_gradient = to_dense(gradient)
         dtype = measure.compute_dtype(variable.dtype)
         value = measure.sensitivity(ops.cast(variable, dtype), ops.cast(dense_gradient, dtype))
         average = measure.moving_average(ops.cast(slot, dtype), value, self.beta_3)
@@ -288,7 +288,7 @@ class SensitivityGuided(OptimizerMixin):
         grads, variables = super()._filter_empty_gradients(grads, vars)
         if self.guide:
             grads = [
-                gradient if self._slot(variable) is None else _to_dense(gradient)
+                gradient if self._slot(variable) is None else to_dense(gradient)
                 for gradient, variable in zip(grads, variables)
             ]
         return grads, variables
