@@ -41,14 +41,13 @@ class SensitivityLogger(keras.callbacks.Callback):
 
     How exact it is: quantiles lie within 1.6 % of the exact ones, `s` within rounding. A model of
     more than 4 million guided parameters is sampled at regular distances, at least 65,536
-    parameters of each variable; all figures but `mean`, which stays exact, are then those of the
-    sample, which moves quantiles by less than one percent more as a rule, and `scale_max` is the
-    largest that was seen.
+    parameters of each variable. All figures but `mean` are then those of the sample: its
+    quantiles differ by less than one percent more as a rule, and `scale_max` is the largest seen.
 
-    What it costs: before a step that is reported, the sampled parts of the slots are copied, at
-    most some 20 MB; other steps are left alone. Where Keras does not know how many steps an epoch
-    has (a generator), the step before the end of the epoch is not known either, and they are
-    copied before each one.
+    What it costs: before a step that is reported, the sampled part of the slots is copied, and
+    afterwards some ten kilobytes of figures go to the host. Other steps are left alone, unless
+    Keras does not know how many steps an epoch has (a generator): then the last one is not known
+    beforehand, and each is copied before, as long as the epoch has no report.
 
     `s` cannot be had with `steps_per_execution` above 1 or with slots in bfloat16: its figures are
     left out, with a warning. Where just one report has to do without (training was stopped in the
@@ -119,7 +118,8 @@ class SensitivityLogger(keras.callbacks.Callback):
         self._accumulation = max(
             (one.gradient_accumulation_steps or 1 for one in guided), default=1
         )
-        self._batches = max(self._iterations(), default=0) * self._accumulation
+        self._now = self._iterations()
+        self._batches = max(self._now, default=0) * self._accumulation
         self._due = False
         self._copies = {}
         self._sinks = []

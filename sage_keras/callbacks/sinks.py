@@ -72,9 +72,9 @@ class TensorBoardSink:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         edges = report.get("edges")
-        values = list(_values(report["model"], edges, f"{self._prefix}/{{}}"))
+        values = list(_values(report["model"], edges, f"{self._prefix}/"))
         for group, entry in report["groups"].items():
-            values += _values(entry, edges, f"{self._prefix}_{{}}/{group}")
+            values += _values(entry, edges, f"{self._prefix}_", f"/{group}")
         self._append(step=report["step"], summary=Summary(value=values))
 
     def _append(self, **fields):
@@ -87,11 +87,11 @@ class TensorBoardSink:
             RecordWriter(file).write(event.SerializeToString())
 
 
-def _values(entry, edges, tag):
+def _values(entry, edges, head, tail=""):
     from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 
     for name, value in entry["figures"].items():
-        yield Summary.Value(tag=tag.format(name), simple_value=value)
+        yield Summary.Value(tag=f"{head}{name}{tail}", simple_value=value)
     if "histogram" in entry:
         counts = np.array(entry["histogram"]["counts"])
         filled = np.flatnonzero(counts)
@@ -104,7 +104,7 @@ def _values(entry, edges, tag):
                 bucket_limit=limits[1:],  # a bin's upper edge
                 bucket=counts[filled[0] : filled[-1] + 1],
             )
-            yield Summary.Value(tag=tag.format("log10"), histo=histogram)
+            yield Summary.Value(tag=f"{head}log10{tail}", histo=histogram)
 
 
 def _strict(value):

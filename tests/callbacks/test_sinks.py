@@ -20,7 +20,7 @@ def report(step):
         "step": step,
         "edges": [0.01, 0.1, 1.0, 10.0],
         "model": entry(1.0 / step, [1, 2, 5]),
-        "groups": {"block/a": entry(2.0, [0, 2, 0]), "b": entry(3.0, [0, 0, 0])},
+        "groups": {"block/{a}": entry(2.0, [0, 2, 0]), "b": entry(3.0, [0, 0, 0])},
     }
 
 
@@ -39,14 +39,14 @@ def test_scalars_and_histograms(tmp_path):
         (4, 0.25),
         (8, 0.125),
     ]
-    assert events.Scalars("sensitivity_mean/block/a")[0].value == 2.0
+    assert events.Scalars("sensitivity_mean/block/{a}")[0].value == 2.0
     assert events.Scalars("sensitivity_q0.5/b")[1].value == 0.25
 
     whole = events.Histograms("sensitivity/log10")[1].histogram_value
     np.testing.assert_allclose(whole.bucket_limit, [-1, 0, 1])
     np.testing.assert_allclose(whole.bucket, [1, 2, 5])
     assert (whole.min, whole.max, whole.num) == pytest.approx((-2, 1, 8))
-    group = events.Histograms("sensitivity_log10/block/a")[0].histogram_value
+    group = events.Histograms("sensitivity_log10/block/{a}")[0].histogram_value
     assert (group.min, list(group.bucket_limit), list(group.bucket)) == (-1, [0], [2])
     assert "sensitivity_log10/b" not in events.Tags()["histograms"]
 
