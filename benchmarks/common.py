@@ -37,7 +37,7 @@ def parameter_count(shapes):
 
 
 def interleave(measure, names, repeats):
-    """Calls `measure(name)` for every name in turn, `repeats` times over.
+    """Calls `measure(name)` for every name in turn, `repeats` times over, to and fro.
 
     Args:
         measure: Function of a name that returns seconds.
@@ -49,8 +49,8 @@ def interleave(measure, names, repeats):
         so that what slows the machine down for a while slows all of them.
     """
     figures = {name: [] for name in names}
-    for _ in range(repeats):
-        for name in names:
+    for turn in range(repeats):
+        for name in list(names)[:: -1 if turn % 2 else 1]:
             figures[name].append(measure(name))
     return figures
 

@@ -5,11 +5,11 @@
 Prints, for a training step of MiniLM's size (22.7 million parameters, random weights), how much
 longer it takes with a logger that reports every step, and from that every 50 steps; and, for the
 shapes of BERT-base, how long a report takes over one step of the optimizer alone, and how much it
-copies to the host. Steps with and without take turns, and medians are compared.
+copies to the host. Turns with and without take turns, to and fro, and the median of
+their ratios counts.
 """
 
 import argparse
-import statistics
 import tempfile
 import time
 
@@ -18,6 +18,7 @@ import keras_hub
 import numpy as np
 from keras import ops
 
+from benchmarks import common
 from sage_keras import Sage
 from sage_keras.callbacks import SensitivityLogger
 from sage_keras.callbacks.figures import SlotFigures
@@ -43,7 +44,7 @@ class StepTimes(keras.callbacks.Callback):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=4, help="turns of each kind")
+    parser.add_argument("--rounds", type=int, default=8, help="turns of each kind")
     parser.add_argument("--steps", type=int, default=6, help="training steps in a turn")
     parser.add_argument("--skip", choices=["minilm", "bert"], help="one of the two measurements")
     options = parser.parse_args()
@@ -81,20 +82,24 @@ def training(rounds, steps, batch_size=32, length=64):
             "every step": [SensitivityLogger(folder, update_freq="batch")],
             "never": [SensitivityLogger(folder, update_freq=10**9)],
         }
-        seconds = {kind: [] for kind in kinds}
-        for turn in range(rounds + 1):
-            for kind, callbacks in kinds.items():
-                times = StepTimes()
-                # The last step is reported by all, at the end of the epoch, and not timed.
-                model.fit(x, y, batch_size=batch_size, verbose=0, callbacks=[*callbacks, times])
-                if turn:  # the first one compiles
-                    seconds[kind] += times.seconds[1:]
-    step, every, never = (statistics.median(seconds[kind]) for kind in kinds)
+
+        def median_step(kind):
+            times = StepTimes()
+            # The last step is reported by all, at the end of the epoch, and not timed.
+            callbacks = [*kinds[kind], times]
+            model.fit(x, y, batch_size=batch_size, verbose=0, callbacks=callbacks)
+            return common.median(times.seconds[:-1])
+
+        for kind in kinds:  # compiles
+            median_step(kind)
+        figures = common.interleave(median_step, kinds, rounds)
+    step = common.median(figures["no logger"])
+    every, never = (common.ratio(figures[k], figures["no logger"]) for k in ("every step", "never"))
     parameters = model.count_params()
     print(f"training step, {parameters / 1e6:.1f} million parameters: {1e3 * step:.0f} ms")
-    print(f"  a report every step: {every / step - 1:+.1%} ({1e3 * (every - step):.0f} ms each)")
-    print(f"  every 50 steps: {((every - never) / 50 + never) / step - 1:+.2%}")
-    print(f"  logger that does not report: {never / step - 1:+.2%}")
+    print(f"  a report every step: {every - 1:+.1%} ({1e3 * step * (every - never):.0f} ms each)")
+    print(f"  every 50 steps: {(every - never) / 50 + never - 1:+.2%}")
+    print(f"  logger that does not report: {never - 1:+.2%}")
 
 
 def report():
@@ -132,7 +137,7 @@ def report():
         if turn:
             seconds["step"].append(stepping)
             seconds["report"].append(copying + reporting)
-    step, whole = (statistics.median(one) for one in seconds.values())
+    step, whole = (common.median(one) for one in seconds.values())
     guided = sum(int(np.prod(one.shape)) for one in optimizer.guided_variables)
     print(f"step of the optimizer, {guided / 1e6:.1f} million parameters: {1e3 * step:.0f} ms")
     print(f"  a report: {1e3 * whole:.0f} ms, {whole / step:.2f} times the step")

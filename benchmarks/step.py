@@ -17,11 +17,15 @@ from benchmarks import common
 from benchmarks.steps import BFLOAT16, COPY, FUSED, LITERAL, serve
 
 BASES = {"Sage": "AdamW", "SageAdam": "Adam", "SageAdamax": "Adamax", "SageSGD": "SGD"}
+BASES |= {"DPSDense": "AdamW", "DPSMix": "AdamW"}
 PAIRS = [*BASES, *dict.fromkeys(BASES.values())]
 OTHERS = (FUSED, LITERAL, "optax.adamw")
 # The arms by backend, how they are run, and what is run.
 FULL = {
-    "tensorflow": {"graph": ["AdamW", "Sage", BFLOAT16, COPY], "xla": [*PAIRS, BFLOAT16, COPY]},
+    "tensorflow": {
+        "graph": ["AdamW", "Sage", BFLOAT16, "DPSDense", COPY],
+        "xla": [*PAIRS, BFLOAT16, COPY],
+    },
     "jax": {"xla": [*PAIRS, BFLOAT16, "optax.adamw", COPY]},
     "torch": {
         "eager": ["AdamW", "Sage", BFLOAT16, FUSED, LITERAL, COPY],
@@ -36,7 +40,7 @@ LARGE = {
 # writes weight and slots.
 LEAST_BYTES = {
     "AdamW": 28, "Adam": 28, "Adamax": 28, "optax.adamw": 28, FUSED: 28,
-    "Sage": 36, "SageAdam": 36, "SageAdamax": 36, LITERAL: 36,
+    "Sage": 36, "SageAdam": 36, "SageAdamax": 36, LITERAL: 36, "DPSDense": 36, "DPSMix": 44,
     BFLOAT16: 32, "SGD": 12, "SageSGD": 20, COPY: 8,
 }  # fmt: skip
 

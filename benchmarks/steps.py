@@ -191,9 +191,12 @@ def make_optimizer(name):
     arguments = {"learning_rate": LEARNING_RATE}
     if name == BFLOAT16:
         return sage_keras.Sage(**arguments, weight_decay=0.01, sensitivity_dtype="bfloat16")
-    if name in ("AdamW", "Sage"):
+    if name in ("AdamW", "Sage", "DPSDense", "DPSMix"):
         arguments["weight_decay"] = 0.01
-    return getattr(sage_keras if name.startswith("Sage") else keras.optimizers, name)(**arguments)
+    if name in ("DPSDense", "DPSMix"):
+        arguments["total_steps"] = 1000
+    package = sage_keras if hasattr(sage_keras, name) else keras.optimizers
+    return getattr(package, name)(**arguments)
 
 
 def byte_count(variable):

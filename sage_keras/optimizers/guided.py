@@ -8,12 +8,12 @@ from keras import ops
 
 from sage_keras import arguments
 from sage_keras import sensitivity as measure
+from sage_keras.optimizers.gradients import to_dense
 from sage_keras.optimizers.mixin import (
     OptimizerMixin,
     check_order,
     find_optimizers,
     print_summary,
-    to_dense,
 )
 from sage_keras.paths import unique_paths, variable_path
 
@@ -83,6 +83,11 @@ class SensitivityGuided(OptimizerMixin):
             and so `s`, is off by up to 0.4 %. Defaults to `"float32"`.
         guide: Boolean. `False` measures only: the base trains as it would by itself, and its
             sensitivities can be looked at. Defaults to `True`.
+        on_nonfinite: `"propagate"` or `"skip"`. With `"skip"` a step of which a gradient is
+            infinite or not a number changes nothing, and counts in `optimizer.skipped_steps`. It
+            takes a copy of weights and state during the step. With `"propagate"` one such step
+            spoils the moving averages for good, as it does those of Keras's optimizers. Defaults
+            to `"propagate"`.
         **kwargs: Keyword arguments of the base optimizer.
 
     Raises:

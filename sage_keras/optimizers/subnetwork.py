@@ -7,8 +7,9 @@ from keras import ops
 
 from sage_keras import arguments
 from sage_keras.optimizers import selection
+from sage_keras.optimizers.gradients import to_dense
 from sage_keras.optimizers.guided import SensitivityGuided
-from sage_keras.optimizers.mixin import OptimizerMixin, check_order, print_summary, to_dense
+from sage_keras.optimizers.mixin import OptimizerMixin, check_order, print_summary
 from sage_keras.paths import variable_path
 
 _WRAPPERS = ("LossScaleOptimizer", "MultiOptimizer")
@@ -20,7 +21,7 @@ class PartialTraining(OptimizerMixin):
     Args:
         *args: Positional arguments of the base optimizer.
         drop_rate: Float in [0, 1), the share of the weights that is left out. Defaults to `0.3`.
-        **kwargs: Keyword arguments of the base optimizer, `include` and `exclude`.
+        **kwargs: Keyword arguments of the base optimizer, `include`, `exclude` and `on_nonfinite`.
     """
 
     _settings = ("drop_rate", "include", "exclude")  # what `repr` shows
@@ -236,10 +237,10 @@ class SubnetworkSelection(PartialTraining):
             trainable_variables: List of the variables to update. Defaults to those that the
                 optimizer was built with.
         """
+        if len(grads) == 0:
+            return
         before = ops.copy(self.iterations)  # torch counts in place
         super().apply(grads, trainable_variables)
-        if not self.built:
-            return
         # Micro-steps of gradient accumulation do not count.
         updated = ops.not_equal(self.iterations, before)
         begins = ops.equal(self._step_of_cycle(), self.stage_steps)

@@ -23,8 +23,8 @@ def test_measurements_take_turns():
         return float(len(asked))
 
     figures = common.interleave(measure, ["a", "b"], repeats=3)
-    assert asked == ["a", "b", "a", "b", "a", "b"]
-    assert figures == {"a": [1.0, 3.0, 5.0], "b": [2.0, 4.0, 6.0]}
+    assert asked == ["a", "b", "b", "a", "a", "b"]
+    assert figures == {"a": [1.0, 4.0, 5.0], "b": [2.0, 3.0, 6.0]}
 
 
 def test_ratio_is_taken_pair_by_pair():

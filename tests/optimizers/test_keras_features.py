@@ -217,26 +217,6 @@ def test_saved_model_loads_where_the_package_was_imported(tmp_path):
     assert run.stdout.split() == ["Sage", "8"]
 
 
-@pytest.mark.parametrize(
-    ("saved", "loading"),
-    [
-        (Sage, lambda: Sage(include=["kernel"])),
-        (keras.optimizers.AdamW, Sage),
-        (lambda: Sage(include=["kernel$"]), lambda: Sage(include=["bias$"])),  # as many slots
-    ],
-    ids=["other include", "base", "other shapes"],
-)
-def test_state_of_another_optimizer_is_refused_whole(saved, loading):
-    store = {}
-    fit(compiled(saved())).optimizer.save_own_variables(store)
-    optimizer = fit(compiled(loading())).optimizer
-    before = [to_numpy(v) for v in optimizer.variables]
-    with pytest.raises(ValueError, match=r"saved state.*`include`"):
-        optimizer.load_own_variables(store)
-    for one, other in zip(before, optimizer.variables):
-        np.testing.assert_array_equal(one, to_numpy(other))
-
-
 def test_model_saved_before_training_loads(tmp_path):
     compiled(Sage(0.02)).save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
