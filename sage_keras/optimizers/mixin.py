@@ -9,8 +9,59 @@ from sage_keras import arguments
 from sage_keras.paths import unique_paths, variable_path
 
 
-class OptimizerMixin:
-    """Base of the mixins: which variables they act on, slots beside those, and state that loads.
+class WholeState:
+    """Base of all mixins: what they print, and state that loads whole or not at all."""
+
+    def summary(self, print_fn=print):
+        """Prints the optimizer.
+
+        Args:
+            print_fn: Function that is called with each line. Defaults to `print`.
+        """
+        print_fn(repr(self))
+
+    def load_own_variables(self, store):
+        """Loads the state from `store`, whole or not at all.
+
+        Keras saves slots by position, and which slots there are depends on the class and on which
+        variables it acts on.
+
+        Args:
+            store: Dict of position to array.
+
+        Raises:
+            ValueError: If the saved state is of another optimizer or another choice of variables.
+        """
+        saved_before_build = len(store.keys()) <= 2  # iterations and the learning rate
+        if self.built and not saved_before_build:
+            self._check_state(store)
+        super().load_own_variables(store)
+
+    def __repr__(self):
+        return f"<{type(self).__name__}>"
+
+    def _check_state(self, store):
+        advice = (
+            f"Create {type(self).__name__} with the base and the arguments that it had when its "
+            "state was saved, such as `include`, `exclude` and `learning_rate_multipliers`, or "
+            "load into an optimizer that is not built yet to load the model's weights alone."
+        )
+        if len(store.keys()) != len(self.variables):
+            raise ValueError(
+                f"The saved state has {len(store.keys())} variables, this optimizer "
+                f"({self!r}) has {len(self.variables)}. {advice}"
+            )
+        for i, variable in enumerate(self.variables):
+            if tuple(store[str(i)].shape) != tuple(variable.shape):
+                raise ValueError(
+                    f"The saved state has the shape {tuple(store[str(i)].shape)} where this "
+                    f"optimizer ({self!r}) has {variable.path} of shape {tuple(variable.shape)}. "
+                    f"{advice}"
+                )
+
+
+class OptimizerMixin(WholeState):
+    """Base of the mixins that choose variables: which they act on, and slots beside those.
 
     Mixins of one class share it, and with it `include` and `exclude`.
 
@@ -38,23 +89,6 @@ class OptimizerMixin:
         )
         return config
 
-    def load_own_variables(self, store):
-        """Loads the state from `store`, whole or not at all.
-
-        Keras saves slots by position, and which slots there are depends on `include`, `exclude`
-        and the class.
-
-        Args:
-            store: Dict of position to array.
-
-        Raises:
-            ValueError: If the saved state is of another optimizer or another choice of variables.
-        """
-        saved_before_build = len(store.keys()) <= 2  # iterations and the learning rate
-        if self.built and not saved_before_build:
-            self._check_state(store)
-        super().load_own_variables(store)
-
     def _select(self, variables):
         """Which of the variables the mixin acts on, as a list of booleans."""
         paths = [variable_path(variable) for variable in variables]
@@ -74,25 +108,6 @@ class OptimizerMixin:
                 layout=getattr(variable, "_layout", None) if shape is None else None,
                 name=f"{re.sub('[/:]', '_', variable_path(variable))}_{name}",
             )
-
-    def _check_state(self, store):
-        advice = (
-            f"Create {type(self).__name__} with the `include`, `exclude` and base that it had "
-            "when its state was saved, or load into an optimizer that is not built yet to load "
-            "the model's weights alone."
-        )
-        if len(store.keys()) != len(self.variables):
-            raise ValueError(
-                f"The saved state has {len(store.keys())} variables, this optimizer "
-                f"({self!r}) has {len(self.variables)}. {advice}"
-            )
-        for i, variable in enumerate(self.variables):
-            if tuple(store[str(i)].shape) != tuple(variable.shape):
-                raise ValueError(
-                    f"The saved state has the shape {tuple(store[str(i)].shape)} where this "
-                    f"optimizer ({self!r}) has {variable.path} of shape {tuple(variable.shape)}. "
-                    f"{advice}"
-                )
 
 
 def check_order(cls, mixin, bases):
