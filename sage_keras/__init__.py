@@ -2,6 +2,11 @@
 
 from sage_keras.optimizers.dps import DPSDense, DPSMix, Mixout
 from sage_keras.optimizers.guided import SensitivityGuided, guided_optimizers
+from sage_keras.optimizers.layerwise import (
+    LayerwiseAdamW,
+    LayerwiseLearningRate,
+    layerwise_decay,
+)
 from sage_keras.optimizers.mixing import WeightMixing
 from sage_keras.optimizers.sage import Sage, SageAdam, SageAdamax, SageSGD
 from sage_keras.optimizers.scopes import TRANSFORMER_BLOCKS, TRANSFORMER_MATRICES
@@ -15,6 +20,8 @@ __all__ = [
     "TRANSFORMER_MATRICES",
     "DPSDense",
     "DPSMix",
+    "LayerwiseAdamW",
+    "LayerwiseLearningRate",
     "Mixout",
     "Sage",
     "SageAdam",
@@ -25,4 +32,5 @@ __all__ = [
     "SubnetworkSelection",
     "WeightMixing",
     "guided_optimizers",
+    "layerwise_decay",
 ]

@@ -1,5 +1,6 @@
 """Checks of the arguments that users pass: what is wrong, what was passed, what to write."""
 
+import math
 import numbers
 import re
 
@@ -73,14 +74,29 @@ def patterns(argument, value):
             f"particular, write {argument}=None. Received: {argument}={value!r}"
         )
     for pattern in value:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(
-                f"Argument `{argument}` holds a malformed regular expression ({error}). Escape "
-                f"special characters with a backslash. Received: {argument}={value!r}"
-            ) from error
+        _check_pattern(argument, pattern)
     return tuple(value)
+
+
+def factors(argument, value):
+    """`value`, if it is a dict of regular expressions to finite numbers of at least 0."""
+    wanted = f'a dict of regular expression to factor, such as {argument}={{"embedding": 0.1}}'
+    if not isinstance(value, dict) or not all(isinstance(pattern, str) for pattern in value):
+        raise TypeError(f"Argument `{argument}` must be {wanted}. Received: {argument}={value!r}")
+    if not value:
+        raise ValueError(f"Argument `{argument}` must not be empty, but {wanted}.")
+    for pattern, factor in value.items():
+        _check_pattern(argument, pattern)
+        if (
+            isinstance(factor, bool)
+            or not isinstance(factor, numbers.Real)
+            or not 0 <= factor < math.inf
+        ):
+            raise ValueError(
+                f"Argument `{argument}` must be {wanted}, with finite factors of at least 0. "
+                f"Received: {argument}={{{pattern!r}: {factor!r}}}"
+            )
+    return {pattern: float(factor) for pattern, factor in value.items()}
 
 
 def probabilities(argument, value):
@@ -122,12 +138,41 @@ def matches(argument, patterns, paths, default):
         return [default] * len(paths)
     matched = [any(re.search(pattern, path) for pattern in patterns) for path in paths]
     if paths and not any(matched):
-        shown = "\n  ".join(paths[:_PATHS_SHOWN])
-        more = len(paths) - _PATHS_SHOWN
-        rest = f"\n  and {more} more" if more > 0 else ""
         raise ValueError(
             f"Argument `{argument}` matches no variable. Pass regular expressions that are found "
             f"in the path of one, or None. Received: {argument}={list(patterns)}. "
-            f"The variables are:\n  {shown}{rest}"
+            f"The variables are:{listed(paths)}"
         )
     return matched
+
+
+def first_match(argument, values, paths, default):
+    """For each path the value of the first pattern that is found in it, else `default`."""
+    for pattern in values:
+        if paths and not any(re.search(pattern, path) for path in paths):
+            raise ValueError(
+                f"Argument `{argument}` has a pattern that matches no variable. Leave it out, or "
+                "pass a regular expression that is found in the path of one. "
+                f"Received: {pattern!r}. The variables are:{listed(paths)}"
+            )
+    return [
+        next((value for pattern, value in values.items() if re.search(pattern, path)), default)
+        for path in paths
+    ]
+
+
+def listed(paths):
+    """The first paths, each on a line of its own, and how many more there are."""
+    more = len(paths) - _PATHS_SHOWN
+    rest = [f"and {more} more"] if more > 0 else []
+    return "".join(f"\n  {line}" for line in [*paths[:_PATHS_SHOWN], *rest])
+
+
+def _check_pattern(argument, pattern):
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"Argument `{argument}` holds a malformed regular expression ({error}). Escape "
+            f"special characters with a backslash. Received: {pattern!r}"
+        ) from error

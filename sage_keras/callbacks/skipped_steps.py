@@ -5,7 +5,8 @@ import math
 import keras
 
 from sage_keras import arguments
-from sage_keras.optimizers.mixin import OptimizerMixin, find_optimizers
+from sage_keras.optimizers.mixin import find_optimizers
+from sage_keras.optimizers.whole_state import WholeState
 
 
 class RaiseOnSkippedSteps(keras.callbacks.Callback):
@@ -89,5 +90,5 @@ class RaiseOnSkippedSteps(keras.callbacks.Callback):
         return sum(optimizer.skipped_steps for optimizer in self._optimizers())
 
     def _optimizers(self):
-        found = find_optimizers(self.model.optimizer, OptimizerMixin)
+        found = find_optimizers(self.model.optimizer, WholeState)
         return [optimizer for optimizer in found if optimizer.on_nonfinite == "skip"]

@@ -16,6 +16,7 @@ KEY = "format"  # beside "0", "1", ..., the variables
 _SETTINGS = (
     "include",
     "exclude",
+    "learning_rate_multipliers",
     "sensitivity_dtype",
     "on_nonfinite",
     "amsgrad",

@@ -1,0 +1,358 @@
+"""Learning rates by layer: the mixin, AdamW with it, and the decay by depth of fine-tuning."""
+
+import re
+
+import keras
+from keras import ops
+
+from sage_keras import arguments
+from sage_keras.optimizers.guided import SensitivityGuided
+from sage_keras.optimizers.mixing import WeightMixing
+from sage_keras.optimizers.subnetwork import SubnetworkSelection, check_bases
+from sage_keras.optimizers.whole_state import WholeState
+from sage_keras.paths import unique_paths, variable_path
+
+# Blocks have sublayers. What is merely numbered, such as `conv_layer_1/kernel`, has none.
+_BLOCK = r"(?:^|/)([^/]*(?:layer|block)_\d+|transformer_(?:en|de)coder(?:_\d+)?)/[^/]+/"
+
+
+class LayerwiseLearningRate(WholeState):
+    """Mixin that gives the layers of a model learning rates of their own.
+
+    Put it first in the list of bases. The learning rate of every variable is then multiplied by
+    the factor of the first pattern that is found in the variable's path, and by 1 if there is none:
+
+        rate = factor * learning_rate
+
+    It is the whole rate that is multiplied, as if each layer had an optimizer of its own: the
+    base's step, and its decoupled weight decay, which is `rate * weight_decay * weight`.
+
+    What to expect:
+
+    - A factor of 0 freezes. The variable keeps every bit and has no slot of any kind, and its
+      gradient does not count in `global_clipnorm`. For the rest of the optimizer it does not
+      exist. The backward pass still computes its gradient, unless the backend's compiler drops
+      it; `layer.trainable = False` spares that everywhere.
+    - The first pattern that matches wins, so that exceptions go first:
+      `{"bias": 2.0, "layer_1/": 0.5}`. Close the names of layers with a slash, since `"layer_1"`
+      is found in `layer_10/kernel` too. `summary` prints what came of it.
+    - Schedules and callbacks that set `optimizer.learning_rate` move all rates together.
+
+    Any Keras optimizer that wraps no other can be the base, and so can this package's:
+    `class LayerwiseSage(LayerwiseLearningRate, Sage)` guides at the rates of the layers.
+
+    Args:
+        *args: Positional arguments of the base optimizer.
+        learning_rate_multipliers: Dict of regular expression, which is searched in
+            `variable.path`, to factor, a float of at least 0. `layerwise_decay` makes one.
+        **kwargs: Keyword arguments of the base optimizer.
+
+    Raises:
+        TypeError: Where the class is made, if its bases stand in the wrong order; where an object
+            is made, if `learning_rate_multipliers` is no dict.
+        ValueError: If `learning_rate_multipliers` is empty, if a pattern is malformed or matches no
+            variable, if a factor is no finite number of at least 0, or if all variables would be
+            frozen.
+
+    Example:
+
+    >>> import keras
+    >>> import sage_keras
+    >>> @keras.saving.register_keras_serializable(package="my_package")
+    ... class LayerwiseSage(sage_keras.LayerwiseLearningRate, sage_keras.Sage):
+    ...     pass
+    >>> hidden = keras.layers.Dense(4, name="hidden")
+    >>> model = keras.Sequential([keras.Input((2,)), hidden, keras.layers.Dense(1, name="head")])
+    >>> rates = {"hidden/": 0.1}
+    >>> model.compile(LayerwiseSage(1e-3, learning_rate_multipliers=rates), loss="mse")
+
+    Reference:
+        - [Howard and Ruder, 2018](https://arxiv.org/abs/1801.06146)
+    """
+
+    _rate_multiplier = 1.0  # of the learning rate that the base's weight decay sees
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        before = [WeightMixing, SubnetworkSelection, SensitivityGuided]
+        check_bases(cls, LayerwiseLearningRate, before=before)
+
+    def __init__(self, *args, learning_rate_multipliers, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.learning_rate_multipliers = arguments.factors(
+            "learning_rate_multipliers", learning_rate_multipliers
+        )
+
+    def build(self, variables):
+        """Creates the slots of the base, for the variables that are not frozen.
+
+        Args:
+            variables: List of the variables to train.
+
+        Raises:
+            ValueError: If a pattern matches no variable, or all variables would be frozen.
+        """
+        if self.built:
+            return
+        variables = list(variables)
+        paths = [variable_path(variable) for variable in variables]
+        multipliers = arguments.first_match(
+            "learning_rate_multipliers", self.learning_rate_multipliers, paths, default=1.0
+        )
+        if variables and not any(multipliers):
+            raise ValueError(
+                "Argument `learning_rate_multipliers` freezes every variable. Leave one out, or "
+                "give it a factor above 0. Received: "
+                f"learning_rate_multipliers={dict(self.learning_rate_multipliers)}"
+            )
+        super().build([variable for variable, yes in zip(variables, multipliers) if yes])
+        self._multipliers = {
+            self._var_key(variable): one for variable, one in zip(variables, multipliers)
+        }
+        self._shapes = dict(zip(unique_paths(variables), (tuple(v.shape) for v in variables)))
+
+    def apply(self, grads, trainable_variables=None):
+        """Updates the variables that are not frozen.
+
+        Args:
+            grads: List of gradients.
+            trainable_variables: List of the variables to update. Defaults to those that the
+                optimizer was built with.
+        """
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+            if not self.built:
+                self.build(trainable_variables)
+            grads = self._without_frozen(grads, trainable_variables)
+            trainable_variables = self._without_frozen(trainable_variables, trainable_variables)
+        elif self.built and len(grads) == len(self._multipliers):
+            grads = [grad for grad, yes in zip(grads, self._multipliers.values()) if yes]
+        super().apply(grads, trainable_variables)
+
+    def stateless_apply(self, optimizer_variables, grads, trainable_variables):
+        """Like `apply`, for JAX: returns what the variables become.
+
+        Args:
+            optimizer_variables: List of the values of `optimizer.variables`.
+            grads: List of gradients, of all variables.
+            trainable_variables: List of the values of all variables, the frozen ones too.
+
+        Returns:
+            Two lists of values: those of all variables, and those of `optimizer.variables`.
+        """
+        if not self.built or len(trainable_variables) != len(self._multipliers):
+            return super().stateless_apply(optimizer_variables, grads, trainable_variables)
+        trained = list(self._multipliers.values())
+        updated, optimizer_variables = super().stateless_apply(
+            optimizer_variables,
+            grads,
+            [value for value, yes in zip(trainable_variables, trained) if yes],
+        )
+        updated = iter(updated)
+        return [
+            next(updated) if yes else value for value, yes in zip(trainable_variables, trained)
+        ], optimizer_variables
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Makes the base's step at the rate of the variable's layer.
+
+        Args:
+            gradient: The gradient of the variable.
+            variable: The variable to update.
+            learning_rate: The learning rate, a scalar.
+        """
+        multiplier = self._multipliers[self._var_key(variable)]
+        if multiplier != 1.0:
+            learning_rate = ops.multiply(learning_rate, multiplier)
+        super().update_step(gradient, variable, learning_rate)
+
+    def finalize_variable_values(self, var_list):
+        """Does what the base does at the end of training, to the variables that are not frozen.
+
+        Args:
+            var_list: List of the model's variables.
+        """
+        if self.built:
+            var_list = self._without_frozen(var_list, var_list)
+        super().finalize_variable_values(var_list)
+
+    @property
+    def multipliers(self):
+        """The factor of every variable, frozen ones included, as a dict by `variable.path`.
+
+        Where a path occurs again the later ones are called `path#1`, `path#2` and so on. Empty
+        before the optimizer is built.
+        """
+        return dict(zip(self._shapes, self._multipliers.values())) if self.built else {}
+
+    def summary(self, print_fn=print):
+        """Prints the factor of every variable, after what the base's summary prints.
+
+        Args:
+            print_fn: Function that is called with each line. Defaults to `print`.
+        """
+        super().summary(print_fn)
+        width = max(map(len, self.multipliers), default=0)
+        for path, multiplier in self.multipliers.items():
+            mark = f"{multiplier:.4g}" if multiplier else "frozen"
+            print_fn(f"  {mark:>8}  {path:<{width}}  {self._shapes[path]}")
+
+    def get_config(self):
+        """Returns the base's configuration and the multipliers."""
+        config = super().get_config()
+        config["learning_rate_multipliers"] = dict(self.learning_rate_multipliers)
+        return config
+
+    def __repr__(self):
+        rates = "rates by layer"
+        if self.built:
+            multipliers = self._multipliers.values()
+            own = sum(one not in (0.0, 1.0) for one in multipliers)
+            frozen = sum(one == 0.0 for one in multipliers)
+            rates = f"own rates for {own} and {frozen} frozen of {len(multipliers)} variables"
+        return f"{super().__repr__().removesuffix('>')}, {rates}>"
+
+    def _without_frozen(self, values, variables):
+        """The values of those variables that are not frozen; unknown ones are the base's affair."""
+        factors = [self._multipliers.get(self._var_key(variable), 1.0) for variable in variables]
+        return [value for value, yes in zip(values, factors) if yes]
+
+    def _apply_weight_decay(self, variables):
+        groups = {}
+        for variable in variables:
+            if self._use_weight_decay(variable):
+                multiplier = self._multipliers[self._var_key(variable)]
+                groups.setdefault(multiplier, []).append(variable)
+        try:
+            for multiplier, group in groups.items():
+                self._rate_multiplier = multiplier
+                super()._apply_weight_decay(group)
+        finally:
+            self._rate_multiplier = 1.0
+
+    def _get_current_learning_rate(self):
+        rate = super()._get_current_learning_rate()
+        return rate if self._rate_multiplier == 1.0 else ops.multiply(rate, self._rate_multiplier)
+
+
+@keras.saving.register_keras_serializable(package="sage_keras")
+class LayerwiseAdamW(LayerwiseLearningRate, keras.optimizers.AdamW):
+    """AdamW with learning rates by layer.
+
+    `LayerwiseLearningRate` tells the rule. In fine-tuning the rates mostly fall with the distance
+    from the head, and `layerwise_decay` gives these factors.
+
+    Args:
+        learning_rate: A float, a `keras.optimizers.schedules.LearningRateSchedule`, or a callable
+            that takes no arguments and returns the value to use. Defaults to `0.001`.
+        weight_decay: Float, the decoupled weight decay. It is multiplied by the rate of the layer.
+            Defaults to `0.004`.
+        learning_rate_multipliers: Dict of regular expression, which is searched in
+            `variable.path`, to factor, a float of at least 0. The first match counts; 0 freezes.
+        **kwargs: The other arguments of `keras.optimizers.AdamW`: `beta_1`, `beta_2`, `epsilon`,
+            `amsgrad`, `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+            `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, `name`.
+
+    Example:
+
+    >>> import keras
+    >>> from sage_keras import LayerwiseAdamW
+    >>> weights = [keras.Variable([1.0], name=name) for name in ("embedding", "block", "head")]
+    >>> rates = {"embedding": 0.0, "block": 0.5}
+    >>> optimizer = LayerwiseAdamW(0.1, weight_decay=0.0, learning_rate_multipliers=rates)
+    >>> optimizer.apply([keras.ops.array([4.0])] * 3, weights)
+    >>> [round(float(weight.numpy()[0]), 4) for weight in weights]
+    [1.0, 0.95, 0.9]
+
+    Reference:
+        - [Howard and Ruder, 2018](https://arxiv.org/abs/1801.06146)
+    """
+
+
+def layerwise_decay(model, decay=0.9):
+    """The factors of a learning rate that falls with the distance from the head.
+
+    The head of a transformer keeps the whole rate, each block has `decay` times the rate of what
+    follows it, and the embeddings have the lowest: `decay ** (blocks + 1)`.
+
+    Blocks are recognized by their names, `transformer_layer_3`, `decoder_block_3` and the like in
+    keras-hub's backbones, or `transformer_encoder_3` where its layers are used alone, and take the
+    order of `model.weights`. Weights before the first block count as embeddings, those after the
+    last one as head, and those in between go with the block before them. The decoder follows the
+    encoder.
+
+    Args:
+        model: A built `keras.Model`: a backbone, or a model that contains one. Weights that are
+            not trainable count for the depth of the others, and get no factor.
+        decay: Float in (0, 1), the ratio of the rates of neighbouring blocks. Defaults to `0.9`;
+            0.65 to 0.95 is usual, and the lower the larger the model.
+
+    Returns:
+        Dict of regular expression to factor, the argument `learning_rate_multipliers` of
+        `LayerwiseAdamW`. It is the same for a backbone and for a classifier that is made of it.
+
+    Raises:
+        TypeError: If `decay` is no number.
+        ValueError: If `decay` is out of range, if the model has no blocks with such names, or if
+            two of its parts share theirs.
+
+    Example:
+
+    >>> import keras
+    >>> from sage_keras import layerwise_decay
+    >>> def block(name):
+    ...     return keras.Sequential([keras.layers.Dense(4, name="dense")], name=name)
+    >>> blocks = [block("block_0"), block("block_1")]
+    >>> model = keras.Sequential([keras.Input((4,)), *blocks, keras.layers.Dense(1)])
+    >>> layerwise_decay(model, decay=0.5)
+    {'(?:^|/)block_0/': 0.25, '(?:^|/)block_1/': 0.5}
+
+    Reference:
+        - [Clark et al., 2020](https://arxiv.org/abs/2003.10555)
+    """
+    decay = arguments.number("decay", decay, 0.0, 1.0, "0.9")
+    depths, blocks = _depths(model)
+    factors = {path: decay ** (blocks + 1 - depth) for path, depth in depths.items()}
+
+    paths = [variable.path for variable in model.trainable_variables]
+    in_blocks, outside = {}, {}
+    for path in paths:
+        block = re.search(_BLOCK, path)
+        if block:
+            in_blocks[rf"(?:^|/){re.escape(block[1])}/"] = factors[path]
+        elif factors[path] != 1.0:
+            name = path.removeprefix(f"{model.name}/")  # which Keras drops when it loads a model
+            outside[rf"(?:^|/){re.escape(name)}$"] = factors[path]
+    multipliers = in_blocks | outside  # the first match counts
+
+    found = arguments.first_match("decay", multipliers, paths, default=1.0)
+    for path, factor in zip(paths, found):
+        if factor != factors[path]:
+            raise ValueError(
+                "Argument `model` has several parts whose layers have the same names, so that no "
+                f"pattern tells {path} apart. Pass one with a single stack of blocks, or write "
+                f"`learning_rate_multipliers` by hand. Received: model={model.name}"
+            )
+    return multipliers
+
+
+def _depths(model):
+    """The depth of each weight by path, from 0 for embeddings, and the number of blocks."""
+    blocks, inside, outside = {}, {}, {}
+    for variable in model.weights:
+        path = variable.path
+        block = re.search(_BLOCK, path)
+        if block:
+            inside[path] = blocks.setdefault(path[: block.end(1)], len(blocks) + 1)
+        else:
+            outside.setdefault(path, len(blocks))  # paths may occur again, as in T5
+    count = len(blocks)
+    if not count:
+        raise ValueError(
+            "Argument `model` must be a built model with transformer blocks, in layers of such "
+            "names as `transformer_layer_0` or `block_0`. For another one write "
+            f"`learning_rate_multipliers` by hand. Received: model={model.name}. Its weights "
+            f"are:{arguments.listed([*outside])}"
+        )
+    outside = {path: depth if depth < count else count + 1 for path, depth in outside.items()}
+    return inside | outside, count
