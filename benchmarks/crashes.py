@@ -5,8 +5,8 @@
 
 Runs examples/resume_training.py, sends SIGKILL while it trains, and starts it again, so many times
 for each way of saving. Every second kill waits until a file of a checkpoint changes, so as to hit
-the script while it writes. In the end the final weights, all slots of the optimizer, the seeds of
-the layers and the reports of the log have to be those of a run that was never killed, bit by bit.
+the script while it writes. In the end the final weights, all slots of the optimizer and the reports
+of the log have to be those of a run that was never killed, bit by bit.
 """
 
 import argparse

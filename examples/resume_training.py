@@ -7,10 +7,11 @@
 Kill it and start it again, as often as you like: the final weights, the optimizer's slots and the
 log are those of a run that was never killed, to the bit.
 
-Three things make it so. What is saved is all that decides the next step: weights, slots, the count
-of steps and the seeds of the layers. The order of the data follows from a seed and the number of
-the step, and from nothing that is lost with the process. And training is saved only where an epoch
-of Keras ends; `--save-every` says how many steps that is, whatever the length of the data.
+Three things make it so. The weights, the optimizer's slots and its count of steps are saved
+together. The order of the data and the seeds of dropout follow from the number of the step, and
+from nothing that is lost with the process; Keras's own files do not hold the seeds. And training is
+saved where an epoch of Keras ends: `--save-every` says how many steps that is, whatever the length
+of the data.
 """
 
 import argparse
@@ -44,6 +45,11 @@ def main(arguments=None):
         position["start"] = int(model.optimizer.iterations)
         print(f"Starting at step {position['start']} of {options.steps}", flush=True)
 
+    def begin_epoch(epoch, logs=None):
+        step = epoch * options.save_every
+        batches.begin_at(step)
+        seed_layers(model, options.seed, step)
+
     restore, checkpoints = {
         "file": by_file,
         "backup": by_backup,
@@ -61,10 +67,7 @@ def main(arguments=None):
         callbacks=[
             *([SwapTrueWeights()] if options.optimizer == "dps_mix" else []),
             checkpoints,
-            keras.callbacks.LambdaCallback(
-                on_train_begin=begin,
-                on_epoch_begin=lambda epoch, logs: batches.begin_at(epoch * options.save_every),
-            ),
+            keras.callbacks.LambdaCallback(on_train_begin=begin, on_epoch_begin=begin_epoch),
             *loggers(options),
         ],
     )
@@ -98,6 +101,14 @@ class Batches(keras.utils.PyDataset):
         size = self._options.batch_size
         chosen = order[place * size : (place + 1) * size]
         return self._x[chosen], self._y[chosen]
+
+
+def seed_layers(model, seed, step):
+    """Has the random numbers of the model's layers, here of dropout, follow from seed and step."""
+    for index, variable in enumerate(model.non_trainable_variables):
+        if variable.path.endswith("seed_generator_state"):
+            generator = np.random.default_rng([seed, step, index])
+            variable.assign(generator.integers(2**31, size=2, dtype="uint32"))
 
 
 def by_file(model, options):
@@ -158,8 +169,8 @@ def by_manager(model, options):
     import tensorflow as tf
 
     model.optimizer.build(model.trainable_variables)
-    # Every variable by its place, the seeds of dropout included, which `model=model` leaves out.
     variables = [*model.variables, *model.optimizer.variables]
+    # By their places in one list, so that nothing is left out, or matched to something else.
     checkpoint = tf.train.Checkpoint(state=[variable.value for variable in variables])
     manager = tf.train.CheckpointManager(checkpoint, str(options.output / "manager"), max_to_keep=2)
 
