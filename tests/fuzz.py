@@ -213,7 +213,8 @@ def add_block(name, arguments, x, use_bias):
             2, padding="same", activation=arguments[0], use_bias=use_bias
         )
     elif name == "attention":
-        layer = layers.MultiHeadAttention(arguments[0], 2, use_bias=use_bias)
+        # The bias of the keys has a gradient of zero but for rounding.
+        layer = layers.MultiHeadAttention(arguments[0], 2, use_bias=False)
         return layer, x + layer(x, x)
     elif name in ("shared", "residual"):
         layer = layers.Dense(width, *arguments, use_bias=use_bias)

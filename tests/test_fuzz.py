@@ -8,7 +8,7 @@ import os
 import fuzz
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from modes import BACKEND
 
 CASES = int(os.environ.get("FUZZ_CASES", 6))
@@ -23,22 +23,28 @@ def other_backend():
 
 @given(fuzz.cases())
 @settings(
-    max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
+    max_examples=CASES,
+    phases=[Phase.reuse, Phase.generate],  # to shrink a case takes minutes
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
 )
 def test_two_backends_agree_and_saving_keeps_all(other_backend, case):
+    check(other_backend, case)
+
+
+def check(other_backend, case):
     other_backend.start(case)
     try:
         found = fuzz.run(case)
     finally:
         expected = other_backend.result()
-    assert "error" not in expected, expected
+    assert "error" not in expected, expected["error"]
     assert found["resumed"] and expected["resumed"]
     for name in ("losses", "weights", "slots"):
         assert len(found[name]) == len(expected[name])
         for one, other in zip(found[name], expected[name]):
             one, other = np.array(one), np.array(other)
             assert np.isfinite(one).all()
-            # In float64, where 1e-4 is far above rounding.
-            assert np.max(np.abs(one - other), initial=0) <= 1e-9 + 1e-6 * np.max(
-                np.abs(other), initial=0
-            ), name
+            # In float64, and so far above rounding.
+            allowed = 1e-9 + 1e-6 * np.max(np.abs(other), initial=0)
+            assert np.max(np.abs(one - other), initial=0) <= allowed, name
