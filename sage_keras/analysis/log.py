@@ -6,6 +6,8 @@ import pathlib
 
 import numpy as np
 
+from sage_keras.analysis.checks import check_report
+
 FILE_NAME = "sensitivity.jsonl"
 _FIELDS = {"step", "epoch", "optimizers", "model", "groups"}
 
@@ -125,7 +127,8 @@ def _parse(path):
             missing = _FIELDS - report.keys()
             if missing:
                 raise ValueError(f"it has no {sorted(missing)}")
-        except (AttributeError, ValueError) as error:
+            check_report(report)
+        except (AttributeError, RecursionError, ValueError) as error:
             raise ValueError(
                 f"Line {number} of {path} is not a report of a SensitivityLogger: {error}. "
                 "Remove the line to read the others."

@@ -1,0 +1,50 @@
+"""Random small models and optimizers: two backends agree, and what is saved is what is loaded.
+
+FUZZ_CASES=300 KERAS_BACKEND=jax python -m pytest tests/test_fuzz.py -n 0
+"""
+
+import os
+
+import fuzz
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from modes import BACKEND
+
+CASES = int(os.environ.get("FUZZ_CASES", 6))
+
+
+@pytest.fixture(scope="module")
+def other_backend():
+    backend = fuzz.OtherBackend("jax" if BACKEND == "torch" else "torch")
+    yield backend
+    backend.close()
+
+
+@given(fuzz.cases())
+@settings(
+    max_examples=CASES,
+    phases=[Phase.reuse, Phase.generate],  # to shrink a case takes minutes
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
+)
+def test_two_backends_agree_and_saving_keeps_all(other_backend, case):
+    check(other_backend, case)
+
+
+def check(other_backend, case):
+    other_backend.start(case)
+    try:
+        found = fuzz.run(case)
+    finally:
+        expected = other_backend.result()
+    assert "error" not in expected, expected["error"]
+    assert found["resumed"] and expected["resumed"]
+    for name in ("losses", "weights", "slots"):
+        assert len(found[name]) == len(expected[name])
+        for one, other in zip(found[name], expected[name]):
+            one, other = np.array(one), np.array(other)
+            assert np.isfinite(one).all()
+            # In float64, and so far above rounding.
+            allowed = 1e-9 + 1e-6 * np.max(np.abs(other), initial=0)
+            assert np.max(np.abs(one - other), initial=0) <= allowed, name
