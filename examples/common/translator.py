@@ -210,4 +210,5 @@ class BeamSearch(keras.Model):
             index=1,
             mask=ops.equal(prompt, START),
             stop_token_ids=[END],
+            model=self.translator,
         )
