@@ -7,6 +7,7 @@ from hypothesis import settings
 collect_ignore = [
     "bases.py",
     "fuzz.py",
+    "example_runs.py",
     "logs.py",
     "mixing_jobs.py",
     "modes.py",

@@ -398,7 +398,7 @@ def test_state_of_other_frozen_variables_is_refused():
     store = {}
     make(LayerwiseAdamW(learning_rate_multipliers=MULTIPLIERS)).optimizer.save_own_variables(store)
     other = make(LayerwiseAdamW(learning_rate_multipliers={"rest": 0.0})).optimizer
-    with pytest.raises(ValueError, match=r"saved state.*learning_rate_multipliers=.*, here learning_rate_multipliers="):
+    with pytest.raises(ValueError, match=r"saved state.*, here learning_rate_multipliers="):
         other.load_own_variables(store)
 
 
