@@ -71,7 +71,7 @@ class OptimizerMixin:
             return self.add_variable(
                 shape=variable.shape if shape is None else shape,
                 dtype=dtype,
-                layout=getattr(variable, "_layout", None) if shape is None else None,
+                layout=_layout(variable, variable.shape if shape is None else shape),
                 name=f"{re.sub('[/:]', '_', variable_path(variable))}_{name}",
             )
 
@@ -168,6 +168,30 @@ def to_dense(gradient):
     import tensorflow as tf
 
     return tf.convert_to_tensor(gradient)
+
+
+def replicated(tensor, variable):
+    """A tensor of which every device has a copy, where Keras lays `variable` out over devices.
+
+    Left to itself XLA may spread a small tensor, and then move whole variables to where that is.
+    """
+    layout = getattr(variable, "_layout", None)
+    if not isinstance(layout, keras.distribution.TensorLayout):
+        return tensor
+    whole = keras.distribution.TensorLayout([None] * len(tensor.shape), layout.device_mesh)
+    return keras.distribution.distribute_tensor(tensor, whole)
+
+
+def _layout(variable, shape):
+    """How to lay out, over devices, a slot that broadcasts to a variable: as the variable is."""
+    layout = getattr(variable, "_layout", None)
+    if tuple(shape) == tuple(variable.shape):
+        return layout
+    if not isinstance(layout, keras.distribution.TensorLayout):
+        return None
+    sizes = zip(layout.axes, shape, variable.shape)
+    axes = [axis if size == whole else None for axis, size, whole in sizes]
+    return keras.distribution.TensorLayout(axes, layout.device_mesh)
 
 
 def _on_device_of(optimizer, variable):
