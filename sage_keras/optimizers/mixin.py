@@ -38,6 +38,21 @@ class OptimizerMixin:
         )
         return config
 
+    def apply(self, grads, trainable_variables=None):
+        """Makes the step of the base.
+
+        Args:
+            grads: List of gradients.
+            trainable_variables: List of the variables to update. Defaults to those that the
+                optimizer was built with.
+
+        Raises:
+            ValueError: Under TensorFlow's `MirroredStrategy`, if an argument is set that Keras
+                does not support there.
+        """
+        _check_strategy(self)
+        super().apply(grads, trainable_variables)
+
     def load_own_variables(self, store):
         """Loads the state from `store`, whole or not at all.
 
@@ -168,6 +183,31 @@ def to_dense(gradient):
     import tensorflow as tf
 
     return tf.convert_to_tensor(gradient)
+
+
+def _check_strategy(optimizer):
+    """Says in words what TensorFlow's strategies cannot do, of which Keras blames `merge_call`."""
+    if keras.backend.backend() != "tensorflow":
+        return
+    import tensorflow as tf
+
+    # As Keras itself finds out; True without a strategy.
+    if tf.__internal__.distribute.strategy_supports_no_merge_call():
+        return
+    advice = {
+        "gradient_accumulation_steps": "Use a batch size as many times as large, or accumulate in "
+        "a training loop of your own",
+        "ema_overwrite_frequency": "Leave it out, and use `keras.callbacks.SwapEMAWeights` to "
+        "evaluate and save the averages",
+    }
+    for argument, instead in advice.items():
+        value = getattr(optimizer, argument)
+        if value:
+            raise ValueError(
+                f"Argument `{argument}` does not work in any Keras optimizer under "
+                f"{type(tf.distribute.get_strategy()).__name__}, which cannot synchronize its "
+                f"replicas inside a condition. {instead}. Received: {argument}={value}"
+            )
 
 
 def replicated(tensor, variable):

@@ -11,21 +11,64 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 pytestmark = pytest.mark.filterwarnings("ignore:Between the steps")
 
 
-def fit(replicas, name, **arguments):
+def make_strategy(replicas):
     strategy = tf.distribute.MirroredStrategy(
         [f"CPU:{i}" for i in range(replicas)],
         # Collectives, the default, know one number of devices in a process.
         tf.distribute.ReductionToOneDevice() if replicas == 4 else None,
     )
     assert strategy.num_replicas_in_sync == replicas
-    with strategy.scope():
-        model = jobs.compiled(name, **arguments)
+    return strategy
+
+
+def fit(replicas, optimizer, **arguments):
+    with make_strategy(replicas).scope():
+        model = jobs.make_model()
+        model.compile(optimizer=optimizer(), loss="mse", jit_compile=False, **arguments)
     return jobs.fit(model, *jobs.data())
 
 
 @pytest.mark.parametrize("replicas", [2, 4])
 @pytest.mark.parametrize("name", jobs.OURS)
 def test_twenty_steps_equal_those_of_one_device(name, replicas):
-    model = fit(replicas, name, jit_compile=False)
+    model = fit(replicas, jobs.OPTIMIZERS[name])
     assert int(model.optimizer.iterations) == 20
     jobs.assert_equal(model.get_weights(), jobs.weights_of_one_device(name))
+
+
+def test_loss_scaling_in_float16_trains_as_one_device_does():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        alone, mirrored = (
+            fit(replicas, lambda: keras.optimizers.LossScaleOptimizer(jobs.OPTIMIZERS["Sage"]()))
+            for replicas in (1, 2)
+        )
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert int(mirrored.optimizer.inner_optimizer.iterations) == 20
+    for one, other in zip(mirrored.get_weights(), alone.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("argument", "settings"),
+    [
+        ("gradient_accumulation_steps", {"gradient_accumulation_steps": 2}),
+        ("ema_overwrite_frequency", {"use_ema": True, "ema_overwrite_frequency": 2}),
+    ],
+)
+def test_what_keras_does_not_support_is_refused_in_words(argument, settings):
+    """With AdamW too, of which Keras speaks of nested functions that nobody wrote."""
+    with pytest.raises(RuntimeError, match="merge_call"):
+        fit(2, functools.partial(jobs.OPTIMIZERS["AdamW"], **settings))
+    for name in jobs.OURS:
+        with pytest.raises(ValueError, match=f"`{argument}` does not work.*Received: {argument}=2"):
+            fit(2, functools.partial(jobs.OPTIMIZERS[name], **settings))
+
+
+@pytest.mark.parametrize("name", jobs.OPTIMIZERS)
+def test_averages_without_overwriting_work(name):
+    """`ema_overwrite_frequency` is not needed for `keras.callbacks.SwapEMAWeights`."""
+    optimizer = functools.partial(jobs.OPTIMIZERS[name], use_ema=True)
+    alone, mirrored = (fit(replicas, optimizer) for replicas in (1, 2))
+    jobs.assert_equal(mirrored.get_weights(), alone.get_weights())

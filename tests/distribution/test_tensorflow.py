@@ -22,7 +22,8 @@ def test_two_workers_train_as_one(tmp_path):
         {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})}
         for index in range(2)
     ]
-    run_workers("tensorflow_worker.py", [(output,) for output in outputs], environments)
+    arguments = [(index, 2, output) for index, output in enumerate(outputs)]
+    run_workers("tensorflow_worker.py", arguments, environments)
     first, second = map(load, outputs)
     assert list(first) == list(second) == list(jobs.OURS)
     for name in jobs.OURS:
