@@ -1,6 +1,10 @@
 """Tests on logical devices, which TensorFlow has to be told of first: test_tensorflow.py runs
 them."""
 
+import functools
+
+import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from distribution import jobs
@@ -15,7 +19,7 @@ def make_strategy(replicas):
     strategy = tf.distribute.MirroredStrategy(
         [f"CPU:{i}" for i in range(replicas)],
         # Collectives, the default, know one number of devices in a process.
-        tf.distribute.ReductionToOneDevice() if replicas == 4 else None,
+        None if replicas == 2 else tf.distribute.ReductionToOneDevice(),
     )
     assert strategy.num_replicas_in_sync == replicas
     return strategy
@@ -66,7 +70,7 @@ def test_what_keras_does_not_support_is_refused_in_words(argument, settings):
             fit(2, functools.partial(jobs.OPTIMIZERS[name], **settings))
 
 
-@pytest.mark.parametrize("name", jobs.OPTIMIZERS)
+@pytest.mark.parametrize("name", ["Sage", "DPSMix"])
 def test_averages_without_overwriting_work(name):
     """`ema_overwrite_frequency` is not needed for `keras.callbacks.SwapEMAWeights`."""
     optimizer = functools.partial(jobs.OPTIMIZERS[name], use_ema=True)
