@@ -57,11 +57,12 @@ def trained(layout, name):
         model = jobs.compiled(name)
         callbacks = [SwapTrueWeights()] if name == "DPSMix" else []
         jobs.fit(model, *jobs.data(), callbacks=callbacks)
-        return model, train_step_program(model, distribution)
+        step, arguments = train_step(model, distribution)
+        return model, step.lower(*arguments).compile().as_text()
 
 
-def train_step_program(model, distribution):
-    """Compiled as `fit` does it: the state is donated, and comes back laid out as it was."""
+def train_step(model, distribution):
+    """The step and its arguments as `fit` has them: the state comes back laid out as it was."""
     variables = (
         model.trainable_variables,
         model.non_trainable_variables,
@@ -77,7 +78,7 @@ def train_step_program(model, distribution):
         for array in jobs.data()
     )
     step = jax.jit(model.train_step, donate_argnums=0, out_shardings=(None, shardings))
-    return step.lower(state, batch).compile().as_text()
+    return step, (state, batch)
 
 
 def collectives(program):
@@ -134,6 +135,29 @@ def test_twenty_steps_equal_those_of_one_device(layout, name):
     model, _ = trained(layout, name)
     assert int(model.optimizer.iterations) == 20
     jobs.assert_equal(model.get_weights(), jobs.weights_of_one_device(name))
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("name", jobs.OURS)
+def test_the_train_step_lowers_for_tpu(name, policy):
+    """As far as one gets without a TPU: the program for it, on eight devices."""
+    distribution = make_distribution("model")
+    keras.config.set_dtype_policy(policy)
+    try:
+        with distribution.scope():
+            model = jobs.compiled(name)
+            model.optimizer.build(model.trainable_variables)
+            # Keras makes the metrics in the first step of `fit`.
+            model.evaluate(*jobs.data(), steps=1, batch_size=jobs.BATCH_SIZE, verbose=0)
+            step, arguments = train_step(model, distribution)
+            exported = jax.export.export(step, platforms=["tpu"])(*arguments)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert exported.platforms == ("tpu",)
+    assert exported.nr_devices == 8
+    program = exported.mlir_module()
+    assert "stablehlo.dot_general" in program
+    assert ("bf16" in program) == (policy == "mixed_bfloat16")
 
 
 def test_the_logger_reports_the_same_on_one_device():
