@@ -55,6 +55,20 @@ def test_loss_scaling_in_float16_trains_as_one_device_does():
         np.testing.assert_allclose(one, other, rtol=0, atol=5e-3)
 
 
+def test_keras_sees_an_overflow_on_the_first_replica_only():
+    """Of Keras, and told in the documentation. When it fails, that has a line too many."""
+    x, y = (array[: jobs.BATCH_SIZE] for array in jobs.data())
+    weight = np.ones(jobs.BATCH_SIZE, "float32")
+    weight[jobs.BATCH_SIZE // 2 :] = np.inf  # what the second replica sees
+    with make_strategy(2).scope():
+        model = jobs.make_model()
+        optimizer = keras.optimizers.LossScaleOptimizer(jobs.OPTIMIZERS["AdamW"]())
+        model.compile(optimizer=optimizer, loss="mse", jit_compile=False)
+    model.fit(x, y, jobs.BATCH_SIZE, shuffle=False, sample_weight=weight, verbose=0)
+    assert to_numpy(optimizer.inner_optimizer.iterations) == 1
+    assert np.isnan(model.get_weights()[0]).any()
+
+
 @pytest.mark.parametrize(
     ("argument", "settings"),
     [
