@@ -1,11 +1,11 @@
 """What the mixins for Keras optimizers share."""
 
-import contextlib
 import re
 
 import keras
 
 from sage_keras import arguments
+from sage_keras.optimizers.distribution import on_device_of, slot_layout
 from sage_keras.optimizers.whole_state import WholeState
 from sage_keras.paths import unique_paths, variable_path
 
@@ -51,11 +51,11 @@ class OptimizerMixin(WholeState):
 
     def _add_slot(self, variable, name, dtype, shape=None):
         # add_variable_from_reference would take the variable's dtype, and not let us choose.
-        with _on_device_of(self, variable):
+        with on_device_of(self, variable):
             return self.add_variable(
                 shape=variable.shape if shape is None else shape,
                 dtype=dtype,
-                layout=getattr(variable, "_layout", None) if shape is None else None,
+                layout=slot_layout(variable, variable.shape if shape is None else shape),
                 name=f"{re.sub('[/:]', '_', variable_path(variable))}_{name}",
             )
 
@@ -119,13 +119,3 @@ def print_summary(optimizer, chosen, marks, print_fn):
         mark = marks[0] if yes else marks[1]
         shape = tuple(variable.shape)
         print_fn(f"  {mark:<{widths[0]}}  {name:<{widths[1]}}  {shape}")
-
-
-def _on_device_of(optimizer, variable):
-    """A scope that places a new slot with its variable, which only TensorFlow has to be told."""
-    strategy = getattr(optimizer, "_distribution_strategy", None)
-    if strategy is None:
-        return contextlib.nullcontext()
-    if isinstance(variable, keras.Variable):
-        variable = variable.value
-    return strategy.extended.colocate_vars_with(variable)

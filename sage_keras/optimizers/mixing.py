@@ -11,6 +11,7 @@ from keras import ops
 
 from sage_keras import arguments
 from sage_keras.optimizers import selection
+from sage_keras.optimizers.distribution import replicated
 from sage_keras.optimizers.guided import SensitivityGuided
 from sage_keras.optimizers.subnetwork import PartialTraining, SubnetworkSelection, check_bases
 from sage_keras.paths import variable_path
@@ -294,7 +295,7 @@ class WeightMixing(PartialTraining):
         """The columns of the coming step, as a float tensor that broadcasts to the variable."""
         shape, end = self._column_shapes[index], self._column_ends[index]
         columns = ops.convert_to_tensor(self._columns)[end - math.prod(shape) : end]
-        return ops.reshape(columns, shape)
+        return ops.reshape(replicated(columns, self._columns), shape)
 
     def _mask(self, index):
         return ops.cast(self._kept_columns(index), "bool")

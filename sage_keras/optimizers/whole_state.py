@@ -6,6 +6,7 @@ from keras import ops
 
 from sage_keras import arguments
 from sage_keras.optimizers import nonfinite, saved_state
+from sage_keras.optimizers.distribution import check_strategy
 
 
 class WholeState:
@@ -48,7 +49,12 @@ class WholeState:
             grads: List of gradients.
             trainable_variables: List of the variables to update. Defaults to those that the
                 optimizer was built with.
+
+        Raises:
+            ValueError: Under TensorFlow's `MirroredStrategy`, if an argument is set that Keras
+                does not support there.
         """
+        check_strategy(self)
         gradients = [gradient for gradient in grads if gradient is not None]
         if self.on_nonfinite == "propagate" or not gradients:
             return super().apply(grads, trainable_variables)

@@ -1,0 +1,122 @@
+"""Training in mixed precision, in float64, and of adapters on int8 weights."""
+
+import contextlib
+
+import keras
+import numpy as np
+import pytest
+from modes import float64_allowed, to_numpy
+
+from sage_keras import DPSDense, DPSMix, Sage, guided_optimizers
+
+pytestmark = pytest.mark.filterwarnings("ignore:Between the steps")  # nobody looks in between
+
+STEPS, EPOCHS, BATCH_SIZE = 200, 4, 16
+OPTIMIZERS = {
+    "Sage": lambda: Sage(3e-3),
+    "DPSDense": lambda: DPSDense(3e-3, stage_steps=10),
+    "DPSMix": lambda: DPSMix(3e-3, stage_steps=10, seed=0),
+}
+
+
+@contextlib.contextmanager
+def dtype_policy(policy):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        with float64_allowed() if policy == "float64" else contextlib.nullcontext():
+            yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def make_model():
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            keras.layers.Dense(16, "tanh", name="hidden"),
+            keras.layers.Dense(2, use_bias=False, name="logits"),
+            keras.layers.Activation("softmax", dtype="float32"),
+        ]
+    )
+    random = np.random.default_rng(1)  # Keras draws other weights in float64
+    model.set_weights([random.normal(scale=0.3, size=w.shape) for w in model.get_weights()])
+    return model
+
+
+def data():
+    """Two classes, a tenth of them labelled wrong, so that the loss stays above zero."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(STEPS // EPOCHS * BATCH_SIZE, 8)).astype("float32")
+    y = x @ random.normal(size=(8,)) > 0
+    return x, (y ^ (random.random(len(y)) < 0.1)).astype("int32")
+
+
+def losses(name, policy):
+    """The mean loss of each quarter of 200 steps, and the optimizer."""
+    with dtype_policy(policy):
+        model = make_model()
+        model.compile(optimizer=OPTIMIZERS[name](), loss="sparse_categorical_crossentropy")
+        history = model.fit(
+            *data(), batch_size=BATCH_SIZE, epochs=EPOCHS, shuffle=False, verbose=0
+        ).history
+        assert model.layers[0].compute_dtype == policy.removeprefix("mixed_")
+        return history["loss"], model.optimizer
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_losses_of_200_steps_are_those_of_float32(name):
+    expected, _ = losses(name, "float32")
+    assert expected[-1] < 0.75 * expected[0]
+    tolerances = {"mixed_float16": 0.05, "mixed_bfloat16": 0.05}
+    if name == "Sage":
+        tolerances["float64"] = 0.01
+    for policy, tolerance in tolerances.items():
+        found, optimizer = losses(name, policy)
+        np.testing.assert_allclose(found, expected, rtol=tolerance, err_msg=policy)
+        wrapped = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        assert wrapped == (policy == "mixed_float16")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_that_overflows_in_float16_changes_nothing(name):
+    x, y = (array[:BATCH_SIZE] for array in data())
+    with dtype_policy("mixed_float16"):
+        model = make_model()
+        inner = OPTIMIZERS[name]()
+        optimizer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=1024.0)
+        model.compile(optimizer=optimizer, loss="sparse_categorical_crossentropy")
+        for _ in range(3):
+            model.train_on_batch(x, y)
+        before = [to_numpy(v) for v in [*inner.variables, *model.trainable_variables]]
+        # The loss is scaled by 1e6 more, beyond what float16 has.
+        model.train_on_batch(x, y, sample_weight=np.full(BATCH_SIZE, 1e6, "float32"))
+        after = [to_numpy(v) for v in [*inner.variables, *model.trainable_variables]]
+        for one, other in zip(before, after, strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert int(inner.iterations) == 3
+        assert float(to_numpy(optimizer.dynamic_scale)) == 512.0
+        model.train_on_batch(x, y)
+        assert int(inner.iterations) == 4
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_adapters_on_quantized_weights(mode):
+    x, y = data()
+    model = make_model()
+    layer = model.get_layer("hidden")
+    model.quantize(mode)
+    layer.enable_lora(4)
+    model.get_layer("logits").trainable = False
+    before = to_numpy(layer._kernel)
+    model.compile(optimizer=Sage(3e-2), loss="sparse_categorical_crossentropy")
+    history = model.fit(x, y, batch_size=BATCH_SIZE, epochs=3, shuffle=False, verbose=0).history
+    [optimizer] = guided_optimizers(model.optimizer)
+    assert [path.split("/")[-1] for path in optimizer.sensitivities] == [
+        "bias",
+        "lora_kernel_a",
+        "lora_kernel_b",
+    ]
+    assert before.dtype == "int8"
+    np.testing.assert_array_equal(to_numpy(layer._kernel), before)
+    assert history["loss"][-1] < 0.8 * history["loss"][0]
