@@ -1,6 +1,7 @@
 """Callbacks for `keras.Model.fit`."""
 
+from sage_keras.callbacks.dps_logger import DPSLogger
 from sage_keras.callbacks.sensitivity_logger import SensitivityLogger
 from sage_keras.callbacks.true_weights import SwapTrueWeights
 
-__all__ = ["SensitivityLogger", "SwapTrueWeights"]
+__all__ = ["DPSLogger", "SensitivityLogger", "SwapTrueWeights"]
