@@ -17,6 +17,7 @@ import argparse
 import json
 import pathlib
 import time
+import typing
 
 import keras
 import keras_hub
@@ -26,7 +27,7 @@ from common.downloads import UnavailableError
 from common.encoders import minilm_folder
 from common.failures import stop
 from common.plots import plot_seeds
-from common.text import Examples, movie_snippets
+from common.text import Examples, TextData, movie_snippets
 from common.training import (
     compiled_classifier,
     positive_integer,
@@ -45,33 +46,56 @@ ARMS = ("AdamW", "Sage", "DPSDense", "DPSMix")
 MINILM = "all-MiniLM-L6-v2"
 POOL = 8000  # the sentences that each seed draws its own from
 QUICK = {
-    "sizes": [96],
+    "sizes": [80],
     "seeds": 1,
-    "epochs": 2,
-    "batch_size": 8,
+    "epochs": 1,
+    "batch_size": 4,
     "sequence_length": 16,
     "validation_size": 100,
 }
 
 
+class Task(typing.NamedTuple):
+    """What all runs share.
+
+    Args:
+        preset: String, the keras-hub preset.
+        preprocessor: The keras-hub preprocessor of the preset.
+        data: A `TextData`.
+    """
+
+    preset: str
+    preprocessor: keras_hub.models.TextClassifierPreprocessor
+    data: TextData
+
+
 def main(arguments=None):
     options = parse_arguments(arguments)
+    wanted = [(size, arm) for size in options.sizes for arm in ARMS]
     try:
-        data = movie_snippets(POOL, options.validation_size, seed=0)
-        preset = minilm_folder() if options.preset == MINILM else options.preset
+        for size, arm in wanted:
+            make_optimizer(arm, size, options)  # whatever it refuses, before the first run
+        task = load_task(options)
     except (UnavailableError, ValueError) as error:
         stop(error)
     options.output.mkdir(parents=True, exist_ok=True)
     runs = Runs(options.output / "runs.jsonl")
-    wanted = [(size, arm) for size in options.sizes for arm in ARMS]
     for size, arm in wanted:
         missing = [key for key in keys(arm, size, options) if key not in runs]
         if missing:
-            train(arm, size, missing, preset, data, options, runs)
+            train(make_optimizer(arm, size, options), missing, task, runs)
             keras.utils.clear_session()
     results = {(size, arm): [runs[key] for key in keys(arm, size, options)] for size, arm in wanted}
     print_table(results, options)
     draw(results, options.output / "finetune_dps.png")
+
+
+def load_task(options):
+    preset = minilm_folder() if options.preset == MINILM else options.preset
+    preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(
+        preset, sequence_length=options.sequence_length
+    )
+    return Task(preset, preprocessor, movie_snippets(POOL, options.validation_size, seed=0))
 
 
 class Runs:
@@ -148,24 +172,22 @@ def make_optimizer(arm, size, options):
     return DPSDense(**shared) if arm == "DPSDense" else DPSMix(**shared, seed=0)
 
 
-def train(arm, size, missing, preset, data, options, runs):
+def train(optimizer, missing, task, runs):
     """Trains once for each missing run. The model is built and compiled for the first of them."""
-    optimizer = make_optimizer(arm, size, options)
-    classifier = compiled_classifier(preset, len(data.class_names), optimizer, seed=0)
+    class_count = len(task.data.class_names)
+    classifier = compiled_classifier(task.preset, class_count, optimizer, seed=0)
     optimizer.build(classifier.trainable_variables)
     start = Start(classifier)
-    preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(
-        preset, sequence_length=options.sequence_length
-    )
-    validation = tokenize(preprocessor, data.validation).batch(options.validation_size // 5)
-    callbacks = [SwapTrueWeights()] if arm == "DPSMix" else []
+    validation = tokenize(task.preprocessor, task.data.validation).batch(100)
+    callbacks = [SwapTrueWeights()] if isinstance(optimizer, DPSMix) else []
     for key in missing:
-        print(f"\n{arm}, {size} sentences, seed {key['seed']}", flush=True)
+        print(f"\n{key['arm']}, {key['size']} sentences, seed {key['seed']}", flush=True)
         began = time.perf_counter()
         start.restore(key["seed"])
+        examples = draw_examples(task.data.train, key["size"], key["seed"])
         classifier.fit(
-            batches(tokenize(preprocessor, draw_examples(data.train, size, key["seed"])), key),
-            epochs=options.epochs,
+            batches(tokenize(task.preprocessor, examples), key),
+            epochs=key["epochs"],
             shuffle=False,  # the data set does it
             callbacks=callbacks,
         )
