@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from sage_keras.callbacks.sinks import open_sinks
+from sage_keras.groups import group_variables
 from sage_keras.optimizers.mixin import find_optimizers
 
 
@@ -34,6 +35,8 @@ class StateLogger(keras.callbacks.Callback):
         # A MultiOptimizer may get to know its optimizers only when it is built.
         if not self._optimizers() and getattr(optimizer, "optimizers", None) != []:
             self._refuse()
+        if self.model.built:
+            group_variables(self.model, self.groups)  # refuses what is wrong with them
         self._prepared = self.model.built and optimizer.built
         if self._prepared:
             self._prepare()
