@@ -47,6 +47,27 @@ def group_variables(model, groups=None):
     )
 
 
+def group_positions(model, groups, variables):
+    """Where the variables of each group stand in a list, which need not hold all of them.
+
+    Args:
+        model: A built `keras.Model`.
+        groups: As `group_variables` takes them.
+        variables: List of some of the model's trainable variables.
+
+    Returns:
+        Dict of group name to a non-empty list of positions. The first group is that of all
+        variables, and its name is `None`.
+    """
+    positions = {id(variable): position for position, variable in enumerate(variables)}
+    members = {None: list(positions.values())}
+    for name, group in group_variables(model, groups).items():
+        found = [positions[id(variable)] for variable in group if id(variable) in positions]
+        if found:
+            members[name] = found
+    return members
+
+
 def _by_layer(model, variables):
     owners = {}
     for name, layer in _layers(model):

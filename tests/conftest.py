@@ -13,6 +13,7 @@ collect_ignore = [
     "modes.py",
     "twin.py",
     "twin_dps.py",
+    "two_layers.py",
 ]
 
 # No deadlines: a test must not fail because a machine is slow. Hypothesis looks in new places on

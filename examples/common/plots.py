@@ -40,3 +40,23 @@ def plot_sensitivity_histogram(axes, values):
         axes.set_xscale("log")
         axes.set_yscale("log")  # or the few insensitive ones could not be seen
     axes.grid(alpha=0.3)
+
+
+def plot_seeds(axes, results):
+    """Draws every seed as a point, and the mean as a bar.
+
+    Args:
+        axes: Matplotlib axes.
+        results: Dict of label to a list of figures, one for each seed.
+    """
+    for place, figures in enumerate(results.values()):
+        shift = np.linspace(-0.12, 0.12, len(figures)) if len(figures) > 1 else [0.0]
+        axes.plot(place + np.array(shift), figures, "o", color="black", alpha=0.6, markersize=5)
+        mean = np.mean(figures)
+        axes.hlines(mean, place - 0.22, place + 0.22, color="black", linewidth=2)
+        axes.annotate(
+            f"{mean:.3f}", (place + 0.24, mean), va="center", fontsize="small", clip_on=False
+        )
+    axes.set_xticks(range(len(results)), list(results))
+    axes.set_xlim(-0.5, len(results) - 0.2)
+    axes.grid(axis="y", alpha=0.3)

@@ -1,6 +1,6 @@
 """What the sensitivity of a model tells, measured, read from a log, and tried by pruning."""
 
-from sage_keras.analysis.log import Histogram, Log, Series, read_log
+from sage_keras.analysis.log import Histogram, Log, Series, read_dps_log, read_log
 from sage_keras.analysis.measure import measure_sensitivity
 from sage_keras.analysis.plots import (
     plot_distribution,
@@ -26,6 +26,7 @@ __all__ = [
     "pruned",
     "pruning_curve",
     "random_scores",
+    "read_dps_log",
     "read_log",
     "summary",
     "write_report",

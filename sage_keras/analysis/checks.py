@@ -11,6 +11,7 @@ _SETTINGS = {
     "bias_correction": bool,
     "sensitivity_epsilon": float,
     "guide": bool,
+    "drop_rate": float,
 }
 
 

@@ -1,4 +1,4 @@
-"""Reads the log of a `SensitivityLogger` back."""
+"""Reads the logs of a `SensitivityLogger` and of a `DPSLogger` back."""
 
 import dataclasses
 import json
@@ -8,7 +8,6 @@ import numpy as np
 
 from sage_keras.analysis.checks import check_report
 
-FILE_NAME = "sensitivity.jsonl"
 _FIELDS = {"step", "epoch", "optimizers", "model", "groups"}
 
 
@@ -35,8 +34,8 @@ class Series:
     """The figures of a model, or of one group of its variables, over time.
 
     Attributes:
-        parameters: Integer, how many guided parameters there are.
-        figures: Dict of name (`"mean"`, `"q0.5"`, `"scale_mean"`, ...) to a float array of shape
+        parameters: Integer, how many parameters the figures are of.
+        figures: Dict of name (`"mean"`, `"q0.5"`, `"share"`, ...) to a float array of shape
             `(reports,)`, with not-a-number where a report does not have the figure.
         histogram: A `Histogram`, or `None` if the log has none.
     """
@@ -48,15 +47,16 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    """What a `SensitivityLogger` wrote, in the order of the steps.
+    """What a logger wrote, in the order of the steps.
 
     Attributes:
         steps: Integer array of shape `(reports,)`, the optimizer's steps when the reports were
             made. They increase.
         epochs: Integer array of the same shape, the epochs as Keras counts them, from 0.
-        optimizers: List of dicts, one for each guided optimizer, with its `"class"`, `"beta_3"`,
-            `"bias_correction"` and `"guide"`, as in the last report.
-        model: `Series` of all guided parameters.
+        optimizers: List of dicts, as in the last report, one for each optimizer: its `"class"`
+            and `"beta_3"`, `"bias_correction"` and `"guide"`, or `"stage_steps"` and
+            `"drop_rate"`.
+        model: `Series` of all guided parameters, or of all that are trained in part.
         groups: Dict of group name to `Series`, in the model's order.
     """
 
@@ -95,13 +95,46 @@ def read_log(log_dir):
     >>> log.steps.tolist(), log.groups["h"].figures["mean"].tolist()
     ([3], [0.5])
     """
-    path = pathlib.Path(log_dir) / FILE_NAME
+    return _read(log_dir, "sensitivity.jsonl", "SensitivityLogger")
+
+
+def read_dps_log(log_dir):
+    """Reads what a `DPSLogger` wrote into a folder.
+
+    Of killed and resumed runs it makes what `read_log` makes of them.
+
+    Args:
+        log_dir: The folder that the logger was given.
+
+    Returns:
+        A `Log` of NumPy arrays, one report for each cycle, without histograms.
+
+    Raises:
+        FileNotFoundError: If the folder does not hold the log of a `DPSLogger`.
+        ValueError: If the log is empty, or a line of it is malformed; the message names it.
+
+    Example:
+
+    >>> import json, pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> entry = {"parameters": 8, "figures": {"share": 0.5, "overlap": None}}
+    >>> report = {"step": 3, "epoch": 0, "optimizers": [], "model": entry, "groups": {"h": entry}}
+    >>> _ = (folder / "dps.jsonl").write_text(json.dumps(report) + "\\n")
+    >>> log = read_dps_log(folder)
+    >>> log.steps.tolist(), log.groups["h"].figures["share"].tolist()
+    ([3], [0.5])
+    """
+    return _read(log_dir, "dps.jsonl", "DPSLogger")
+
+
+def _read(log_dir, name, logger):
+    path = pathlib.Path(log_dir) / name
     if not path.is_file():
         raise FileNotFoundError(
-            f"Argument `log_dir` must be the folder that a SensitivityLogger was given: there is "
-            f"no {FILE_NAME} in it. Received: log_dir={str(log_dir)!r}"
+            f"Argument `log_dir` must be the folder that a {logger} was given: there is no {name} "
+            f"in it. Received: log_dir={str(log_dir)!r}"
         )
-    reports = _latest(_parse(path))
+    reports = _latest(_parse(path, logger))
     if not reports:
         raise ValueError(f"{path} holds no report yet.")
     names = {name: None for report in reports for name in report["groups"]}
@@ -118,7 +151,7 @@ def read_log(log_dir):
     )
 
 
-def _parse(path):
+def _parse(path, logger):
     *lines, _unfinished = path.read_bytes().split(b"\n")
     reports = []
     for number, line in enumerate(lines, start=1):
@@ -130,7 +163,7 @@ def _parse(path):
             check_report(report)
         except (AttributeError, RecursionError, ValueError) as error:
             raise ValueError(
-                f"Line {number} of {path} is not a report of a SensitivityLogger: {error}. "
+                f"Line {number} of {path} is not a report of a {logger}: {error}. "
                 "Remove the line to read the others."
             ) from error
         reports.append(report)

@@ -9,7 +9,7 @@ from keras import ops
 
 from sage_keras import sensitivity as measure
 from sage_keras import statistics
-from sage_keras.groups import group_variables
+from sage_keras.groups import group_positions
 from sage_keras.optimizers.guided import guided_optimizers
 
 _REDUNDANT = 0.01  # of the mean of the whole model
@@ -36,7 +36,7 @@ class SlotFigures:
         variables = [variable for one in optimizers for variable in one.guided_variables]
         if not variables:
             refuse(model.optimizer)
-        members = _members(variables, group_variables(model, groups))
+        members = group_positions(model, groups, variables)
         self._names, self._members = list(members), list(members.values())
         self._owners = [i for i, one in enumerate(optimizers) for _ in one.guided_variables]
         self._settings = [_settings(one) for one in optimizers]
@@ -152,17 +152,6 @@ def refuse(optimizer):
         "`guide=False` watches that optimizer without changing what it does. "
         f"Received: optimizer={optimizer!r}"
     )
-
-
-def _members(variables, groups):
-    """The positions of each group's variables in the list; the whole model goes by None."""
-    positions = {id(variable): position for position, variable in enumerate(variables)}
-    members = {None: list(positions.values())}
-    for name, group in groups.items():
-        guided = [positions[id(variable)] for variable in group if id(variable) in positions]
-        if guided:
-            members[name] = guided
-    return members
 
 
 def _settings(optimizer):

@@ -1,20 +1,14 @@
 """A callback that reports how sensitivity is spread over the model while it trains."""
 
-import importlib.util
 import math
-import pathlib
-
-import keras
-from keras import ops
 
 from sage_keras import arguments
-from sage_keras.analysis.log import FILE_NAME
 from sage_keras.callbacks.figures import UNKNOWN, SlotFigures, refuse
-from sage_keras.callbacks.sinks import JsonLinesSink, TensorBoardSink
-from sage_keras.optimizers.guided import guided_optimizers
+from sage_keras.callbacks.state_logger import StateLogger
+from sage_keras.optimizers.guided import SensitivityGuided
 
 
-class SensitivityLogger(keras.callbacks.Callback):
+class SensitivityLogger(StateLogger):
     """Reports the sensitivity and the learning-rate scale of groups of variables.
 
     For the whole model and for each group it reports, over the guided parameters:
@@ -89,6 +83,9 @@ class SensitivityLogger(keras.callbacks.Callback):
         - [Liang et al., 2022](https://arxiv.org/abs/2202.02664)
     """
 
+    _name = "sensitivity"
+    _mixin = SensitivityGuided
+
     def __init__(
         self,
         log_dir=None,
@@ -97,50 +94,36 @@ class SensitivityLogger(keras.callbacks.Callback):
         quantiles=(0.05, 0.25, 0.5, 0.75, 0.95),
         histograms=True,
     ):
-        super().__init__()
-        self.log_dir = None if log_dir is None else pathlib.Path(log_dir)
+        super().__init__(log_dir, groups)
         self.update_freq = arguments.frequency("update_freq", update_freq)
-        self.groups = groups
         self.quantiles = arguments.probabilities("quantiles", quantiles)
         self.histograms = arguments.boolean("histograms", histograms)
         self._every = {"epoch": math.inf, "batch": 1}.get(update_freq, update_freq)
 
     def on_train_begin(self, logs=None):
-        optimizer = self.model.optimizer
-        guided = guided_optimizers(optimizer)
-        # A MultiOptimizer may get to know its optimizers only when it is built.
-        if not guided and getattr(optimizer, "optimizers", None) != []:
-            refuse(optimizer)
         self._slots = None
-        if self.model.built and optimizer.built:
-            self._prepare()
+        super().on_train_begin(logs)
         self._steps_per_execution = self.model.steps_per_execution
         self._accumulation = max(
-            (one.gradient_accumulation_steps or 1 for one in guided), default=1
+            (one.gradient_accumulation_steps or 1 for one in self._optimizers()), default=1
         )
         self._now = self._iterations()
         self._batches = max(self._now, default=0) * self._accumulation
         self._due = False
         self._copies = {}
-        self._sinks = []
-        if self.log_dir is not None:
-            self._sinks.append(JsonLinesSink(self.log_dir / FILE_NAME))
-            if importlib.util.find_spec("tensorboard") is not None:
-                self._sinks.append(TensorBoardSink(self.log_dir, "sensitivity"))
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
         self._reported = False
 
     def on_train_batch_begin(self, batch, logs=None):
-        self._begun = batch
+        super().on_train_batch_begin(batch, logs)
         self._due = self._due or self._passes(self._steps_per_execution)
         if self._due or (not self._reported and self._may_end_epoch(batch)):
             self._remember()
 
     def on_train_batch_end(self, batch, logs=None):
-        if self._slots is None:
-            self._prepare()
+        super().on_train_batch_end(batch, logs)
         self._batches += batch + 1 - self._begun
         if not self._copies:
             return
@@ -160,14 +143,11 @@ class SensitivityLogger(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         self._copies = {}
 
-    def _prepare(self):
-        """Looks at the model, which on TensorFlow is built by the first batch."""
-        self._slots = SlotFigures(self.model, self.groups, self.quantiles, self.histograms)
+    def _refuse(self):
+        refuse(self.model.optimizer)
 
-    def _iterations(self):
-        """The steps of each guided optimizer. Reading them makes the host wait for the device."""
-        optimizers = guided_optimizers(self.model.optimizer)
-        return tuple(int(ops.convert_to_numpy(one.iterations)) for one in optimizers)
+    def _prepare(self):
+        self._slots = SlotFigures(self.model, self.groups, self.quantiles, self.histograms)
 
     def _passes(self, batches):
         """Whether a multiple of `update_freq` lies within the next batches."""
@@ -190,8 +170,7 @@ class SensitivityLogger(keras.callbacks.Callback):
         copy = self._copies.get(_previous(self._now), UNKNOWN)
         report = {"step": max(self._now), "epoch": self._epoch}
         report |= self._slots.report(self.model, self._now, copy)
-        for sink in self._sinks:
-            sink.write(report)
+        self._write(report)
         figures = report["model"]["figures"]
         self._figures = {f"sensitivity/{name}": value for name, value in figures.items()}
         self._reported = True

@@ -10,6 +10,7 @@ A report is a dict of plain values:
 and whatever else there is to say; only the JSON lines have that.
 """
 
+import importlib.util
 import itertools
 import json
 import math
@@ -21,6 +22,24 @@ import time
 import numpy as np
 
 _files = itertools.count()  # two callbacks of one process may begin in the same second
+
+
+def open_sinks(log_dir, name):
+    """The sinks of a folder: `name.jsonl` and, where `tensorboard` is installed, an event file.
+
+    Args:
+        log_dir: The folder, or `None` for no sinks.
+        name: String, what is reported.
+
+    Returns:
+        List of sinks.
+    """
+    if log_dir is None:
+        return []
+    sinks = [JsonLinesSink(pathlib.Path(log_dir) / f"{name}.jsonl")]
+    if importlib.util.find_spec("tensorboard") is not None:
+        sinks.append(TensorBoardSink(log_dir, name))
+    return sinks
 
 
 class JsonLinesSink:

@@ -53,6 +53,13 @@ class PartialTraining(OptimizerMixin):
         self._chosen = self._select(variables)
         super().build(variables)
 
+    @property
+    def partial_variables(self):
+        """List of the variables that are trained in part. Empty before the optimizer is built."""
+        if not self.built:
+            return []
+        return [one for one, chosen in zip(self._trainable_variables, self._chosen) if chosen]
+
     def subnetwork(self, variable):
         """Which weights of a variable the coming step trains.
 

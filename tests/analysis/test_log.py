@@ -1,11 +1,11 @@
-"""What a SensitivityLogger wrote is read back, whatever became of the run."""
+"""What the loggers wrote is read back, whatever became of the run."""
 
 import json
 
 import numpy as np
 import pytest
 
-from sage_keras.analysis import read_log
+from sage_keras.analysis import read_dps_log, read_log
 from sage_keras.callbacks.sinks import JsonLinesSink
 
 NAN = float("nan")
@@ -23,11 +23,16 @@ def report(step, epoch=0, mean=1.0, groups=("a",), **more):
     }
 
 
-def write(folder, *reports):
-    sink = JsonLinesSink(folder / "sensitivity.jsonl")
+def write(folder, *reports, name="sensitivity.jsonl"):
+    sink = JsonLinesSink(folder / name)
     for one in reports:
         sink.write(one)
-    return folder / "sensitivity.jsonl"
+    return folder / name
+
+
+both_logs = pytest.mark.parametrize(
+    ("read", "name"), [(read_log, "sensitivity.jsonl"), (read_dps_log, "dps.jsonl")]
+)
 
 
 def test_series_of_the_model_and_its_groups(tmp_path):
@@ -71,15 +76,16 @@ def test_histograms_of_different_bins_come_on_common_edges(tmp_path):
     np.testing.assert_array_equal(histogram.zeros, [0, 2, 7, NAN])
 
 
+@both_logs
 @pytest.mark.parametrize("cut", [1, 40, -2, -1])
-def test_an_unfinished_last_line_is_skipped_and_then_overwritten(tmp_path, cut):
-    path = write(tmp_path, report(1), report(2))
+def test_an_unfinished_last_line_is_skipped_and_then_overwritten(tmp_path, cut, read, name):
+    path = write(tmp_path, report(1), report(2), name=name)
     whole = path.read_bytes()
     last = whole.splitlines(keepends=True)[-1]
     path.write_bytes(whole[: -len(last)] + last[:cut])
-    assert read_log(tmp_path).steps.tolist() == [1]
-    write(tmp_path, report(3))
-    assert read_log(tmp_path).steps.tolist() == [1, 3]
+    assert read(tmp_path).steps.tolist() == [1]
+    write(tmp_path, report(3), name=name)
+    assert read(tmp_path).steps.tolist() == [1, 3]
 
 
 def test_a_line_replaces_earlier_ones_of_its_step_and_above(tmp_path):
@@ -99,9 +105,10 @@ def test_a_malformed_line_is_named(tmp_path, line):
         read_log(tmp_path)
 
 
-def test_a_folder_without_a_log(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"`log_dir` must be .*Received: .*nowhere"):
-        read_log(tmp_path / "nowhere")
-    write(tmp_path)
-    with pytest.raises(ValueError, match=r"sensitivity\.jsonl holds no report yet"):
-        read_log(tmp_path)
+@both_logs
+def test_a_folder_without_a_log(tmp_path, read, name):
+    with pytest.raises(FileNotFoundError, match=rf"`log_dir` must be .* no {name} .*nowhere"):
+        read(tmp_path / "nowhere")
+    write(tmp_path, name=name)
+    with pytest.raises(ValueError, match=rf"{name} holds no report yet"):
+        read(tmp_path)

@@ -14,48 +14,17 @@ import pytest
 from modes import BACKEND, to_numpy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from twin import TWINS
+from two_layers import BATCH, BATCHES, data, fit, gradients, network
 
 import sage_keras
-from sage_keras import SageSGD
-from sage_keras.analysis import read_log
+from sage_keras import SageSGD, SubnetworkSelection
+from sage_keras.analysis import read_dps_log, read_log
 from sage_keras.callbacks import SensitivityLogger
 
 HERE = pathlib.Path(__file__)
-BATCHES, BATCH = 6, 4
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NAMES = ["mean", "redundant_share", "gini", *(f"q{q:g}" for q in QUANTILES)]
 SCALE_NAMES = ["scale_mean", "scale_max", *(f"scale_q{q:g}" for q in QUANTILES)]
-
-
-def data(batches=BATCHES):
-    random = np.random.default_rng(0)
-    x = random.normal(size=(batches * BATCH, 5)).astype("float32")
-    return x, (x @ random.normal(size=(5, 2))).astype("float32")
-
-
-def network(optimizer, **arguments):
-    """Two linear layers: a network whose gradient fits on a line."""
-    keras.utils.set_random_seed(0)
-    layers = [keras.layers.Dense(7, name="first"), keras.layers.Dense(2, name="second")]
-    model = keras.Sequential([keras.Input((5,)), *layers])
-    for layer in layers:
-        layer.bias.assign(np.linspace(-0.3, 0.4, layer.units))
-    model.compile(optimizer=optimizer, loss="mse", **arguments)
-    return model
-
-
-def fit(model, logger, epochs=2, batches=BATCHES, callbacks=(), **arguments):
-    x, y = data(batches)
-    return model.fit(
-        x,
-        y,
-        batch_size=BATCH,
-        epochs=epochs,
-        shuffle=False,
-        verbose=0,
-        callbacks=[logger, *callbacks],
-        **arguments,
-    )
 
 
 class TwinTraining:
@@ -71,24 +40,16 @@ class TwinTraining:
 
     def figures(self, epochs=2, batches=BATCHES):
         """Dict of step to (dict of group to figures)."""
-        x, y = (np.float64(one) for one in data(batches))
         accumulated, reports = [], {}
         for index in [*range(batches)] * epochs:
-            chosen = slice(index * BATCH, (index + 1) * BATCH)
-            accumulated.append(self._gradients(x[chosen], y[chosen]))
+            weights = [one.weight for one in self.parameters]
+            accumulated.append(gradients(weights, index, batches))
             if len(accumulated) == self.accumulation:
-                for parameter, *gradients in zip(self.parameters, *accumulated):
-                    parameter.step(np.mean(gradients, axis=0))
+                for parameter, *parts in zip(self.parameters, *accumulated):
+                    parameter.step(np.mean(parts, axis=0))
                 accumulated = []
                 reports[self.parameters[0].iterations] = self._report()
         return reports
-
-    def _gradients(self, x, y):
-        kernel_1, bias_1, kernel_2, bias_2 = (one.weight for one in self.parameters)
-        hidden = x @ kernel_1 + bias_1
-        error = 2 * (hidden @ kernel_2 + bias_2 - y) / y.size
-        back = error @ kernel_2.T
-        return [x.T @ back, back.sum(axis=0), hidden.T @ error, error.sum(axis=0)]
 
     def _report(self):
         values = [
@@ -400,12 +361,15 @@ def run(code):
 
 
 def test_a_killed_run_leaves_logs_that_read_back(tmp_path):
-    """Both of them, with every scalar and histogram. Nor did they need TensorFlow."""
+    """Of two loggers, with every scalar and histogram. Nor did they need TensorFlow."""
     killed = run(f"""
         import os, signal, sys
         import keras, numpy as np
-        import sage_keras
-        from sage_keras.callbacks import SensitivityLogger
+        from sage_keras import SageSGD, SubnetworkSelection
+        from sage_keras.callbacks import DPSLogger, SensitivityLogger
+
+        class Selecting(SubnetworkSelection, SageSGD):
+            pass
 
         class Kill(keras.callbacks.Callback):
             def on_train_batch_end(self, batch, logs=None):
@@ -415,25 +379,38 @@ def test_a_killed_run_leaves_logs_that_read_back(tmp_path):
 
         layers = [keras.layers.Dense(3, name="a"), keras.layers.Dense(1, name="b")]
         model = keras.Sequential([keras.Input((2,)), *layers])
-        model.compile(optimizer=sage_keras.Sage(0.01), loss="mse")
-        logger = SensitivityLogger({str(tmp_path)!r}, update_freq=2)
+        model.compile(optimizer=Selecting(0.01, stage_steps=1), loss="mse")
+        folder = {str(tmp_path)!r}
+        loggers = [SensitivityLogger(folder, update_freq=2), DPSLogger(folder)]
         x = np.random.normal(size=(32, 2))
-        model.fit(x, x[:, :1], batch_size=4, callbacks=[logger, Kill()], verbose=0)
+        model.fit(x, x[:, :1], batch_size=4, callbacks=[*loggers, Kill()], verbose=0)
     """)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert killed.stdout.split() == [b"True" if BACKEND == "tensorflow" else b"False"]
     log = read_log(tmp_path)
     assert log.steps.tolist() == [2, 4, 6]
+    dps_log = read_dps_log(tmp_path)
+    assert dps_log.steps.tolist() == [1, 3, 5]
 
     events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0})
     events.Reload()
+    assert_scalars(events, "dps/{}", dps_log.steps, dps_log.model)
+    assert_scalars(events, "dps_{}/a", dps_log.steps, dps_log.groups["a"])
     for tag, series in {"sensitivity/{}": log.model, "sensitivity_{}/a": log.groups["a"]}.items():
-        for name, figure in series.figures.items():
-            scalars = events.Scalars(tag.format(name))
-            assert [one.step for one in scalars] == [2, 4, 6]
-            np.testing.assert_allclose([one.value for one in scalars], figure, rtol=1e-6)
+        assert_scalars(events, tag, log.steps, series)
         counts = [sum(one.histogram_value.bucket) for one in events.Histograms(tag.format("log10"))]
         assert counts == series.histogram.counts.sum(axis=1).tolist()
+
+
+def assert_scalars(events, tag, steps, series):
+    for name, figure in series.figures.items():
+        scalars = events.Scalars(tag.format(name))
+        assert [one.step for one in scalars] == steps.tolist()
+        np.testing.assert_allclose([one.value for one in scalars], figure, rtol=1e-6)
+
+
+class SelectingSageSGD(SubnetworkSelection, SageSGD):
+    pass
 
 
 TWO_DEVICES = {
@@ -465,14 +442,20 @@ def test_two_devices(tmp_path):
         + devices
         + textwrap.dedent(f"""
             import test_sensitivity_logger as here
+            from sage_keras.callbacks import DPSLogger
+            folder = {str(tmp_path)!r}
             with strategy.scope():
-                model = here.network(here.SageSGD(0.02), **arguments)
-                here.fit(model, here.SensitivityLogger({str(tmp_path)!r}, update_freq=4))
+                model = here.network(here.SelectingSageSGD(0.02, stage_steps=12), **arguments)
+                loggers = DPSLogger(folder), here.SensitivityLogger(folder, update_freq=4)
+                here.fit(model, loggers[0], callbacks=loggers[1:])
         """)
     )
     assert ended.returncode == 0, ended.stderr.decode()
     expected = TwinTraining("SageSGD", 0.02, bias_correction=False).figures()
     assert_equal_to_twin(read_log(tmp_path), expected, [4, 8, 12])
+    log = read_dps_log(tmp_path)  # selected after the last step, which until then all weights made
+    assert log.steps.tolist() == [12]
+    assert log.model.figures["share"].tolist() == [42 / 58]
 
 
 @pytest.mark.parametrize(
