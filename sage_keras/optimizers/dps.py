@@ -32,7 +32,7 @@ class DPSDense(SubnetworkSelection, keras.optimizers.AdamW):
             `None`, all of them; `TRANSFORMER_MATRICES` are those of the authors.
         exclude: `None` or a list of regular expressions, the variables that always train. Defaults
             to `None`.
-        **kwargs: The other arguments of `keras.optimizers.AdamW`: `beta_1`, `beta_2`, `epsilon`,
+        **kwargs: `on_nonfinite`, and the other arguments of `keras.optimizers.AdamW`: `beta_1`, `beta_2`, `epsilon`,
             `amsgrad`, `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, `name`.
 
@@ -82,7 +82,7 @@ class DPSMix(SubnetworkMixing, keras.optimizers.AdamW):
             all of them; `TRANSFORMER_MATRICES` are those of the authors.
         exclude: `None` or a list of regular expressions, the variables that always train. Defaults
             to `None`.
-        **kwargs: The other arguments of `keras.optimizers.AdamW`.
+        **kwargs: `on_nonfinite`, and the other arguments of `keras.optimizers.AdamW`.
 
     Example:
 
@@ -118,7 +118,7 @@ class Mixout(WeightMixing, keras.optimizers.AdamW):
             all of them.
         exclude: `None` or a list of regular expressions, the variables not to mix. Defaults to
             `None`.
-        **kwargs: The other arguments of `keras.optimizers.AdamW`.
+        **kwargs: `on_nonfinite`, and the other arguments of `keras.optimizers.AdamW`.
 
     Example:
 

@@ -31,6 +31,8 @@ class Sage(SensitivityGuided, keras.optimizers.AdamW):
             `None`.
         sensitivity_dtype: `"float32"` or `"bfloat16"`. Defaults to `"float32"`.
         guide: Boolean, `False` to measure only. Defaults to `True`.
+        on_nonfinite: `"propagate"` or `"skip"`, what to do with a step of which a gradient is
+            infinite or not a number. Defaults to `"propagate"`.
         **kwargs: The other arguments of `keras.optimizers.AdamW`: `epsilon`, `amsgrad`,
             `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, `name`.
