@@ -68,14 +68,15 @@ def try_backend(backend, ways, options):
     settings += ["--save-every", str(options.save_every)]
     lines = []
     with tempfile.TemporaryDirectory() as folder:
-        reference = pathlib.Path(folder) / "reference"
-        seconds = Job(backend, reference, settings).finish()
+        reference = Job(backend, pathlib.Path(folder) / "reference", settings)
+        seconds = reference.finish()
         for way in ways:
             job = Job(backend, pathlib.Path(folder) / way, [*settings, "--way", way])
             generator = random.Random(options.seed)
             for number in tqdm.trange(options.kills, desc=f"{backend} {way}", unit="kill"):
-                # Compiling and the steps since the last save are lost: the moments reach further.
-                job.kill(generator.uniform(0, 2 * seconds / options.kills), bool(number % 2))
+                moment = generator.uniform(0, seconds / options.kills)
+                # The first kill, and every fifth, may come before anything was saved.
+                job.kill(moment, while_saving=number % 2 == 1, after_a_save=number % 5 > 0)
             job.finish()
             found = {
                 "backend": backend,
@@ -85,7 +86,7 @@ def try_backend(backend, ways, options):
                 "while_saving": job.kills_while_saving,
                 "started_at": job.starts,
             }
-            lines.append(found | compare(job.output, reference))
+            lines.append(found | compare(job.output, reference.output))
             print(json.dumps(lines[-1]), flush=True)
     return lines
 
@@ -107,33 +108,43 @@ class Job:
         self._environment = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
         self._printed = output.with_name(f"{output.name}.txt")
 
-    def kill(self, seconds, while_saving):
+    def kill(self, seconds, while_saving, after_a_save=False):
         """Starts the script, and kills it so many seconds after its training has begun.
 
         Args:
             seconds: Float.
             while_saving: Boolean, whether to wait for the next change of a checkpoint then.
+            after_a_save: Boolean, whether to count the seconds from the end of a save on.
         """
         process = self._begin()
+        before = set(half_written(self.output))
+        if after_a_save:
+            self._wait_for_change(process)
+            while process.poll() is None and set(half_written(self.output)) - before:
+                time.sleep(0.01)
         time.sleep(seconds)
         if while_saving:
-            before = snapshot(self.output)
-            while process.poll() is None and snapshot(self.output) == before:
-                time.sleep(0.0005)
+            self._wait_for_change(process)
             time.sleep(random.random() * LONGEST_DELAY)
         process.kill()
         if process.wait() == 0:
             return  # it was done sooner
         self.kills += 1
-        self.kills_while_saving += is_half_written(self.output)
+        self.kills_while_saving += bool(set(half_written(self.output)) - before)
 
     def finish(self):
-        """Runs the script to its end, and returns the seconds that it trained."""
+        """Runs the script to its end, and returns the seconds since it saved first."""
         process = self._begin()
+        self._wait_for_change(process)
         began = time.perf_counter()
         if process.wait():
             raise RuntimeError(f"the script failed:\n{self._printed.read_text()[-4000:]}")
         return time.perf_counter() - began
+
+    def _wait_for_change(self, process):
+        before = snapshot(self.output)
+        while process.poll() is None and snapshot(self.output) == before:
+            time.sleep(0.0005)
 
     def _begin(self):
         with self._printed.open("w") as file:
@@ -154,21 +165,23 @@ class Job:
 
 def snapshot(folder):
     """What tells that a checkpoint is being written: the files, their sizes and times."""
-    found = set()
+    found = {}
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # it was renamed meanwhile
             status = path.stat()
             if path.is_file() and "log" not in path.relative_to(folder).parts:
-                found.add((str(path), status.st_size, status.st_mtime_ns))
+                found[path] = (path, status.st_size, status.st_mtime_ns)
     return found
 
 
-def is_half_written(folder):
-    """Whether a save was cut off: something has a passing name, or cannot be read."""
-    paths = [path for path in folder.rglob("*") if "log" not in path.relative_to(folder).parts]
-    if any(part in path.name for path in paths for part in PARTIAL_NAMES):
-        return True
-    return not all(is_readable(path) for path in paths if path.is_file())
+def half_written(folder):
+    """Entries of `snapshot` that a save has begun: of a passing name, or that cannot be read."""
+    return [
+        entry
+        for path, entry in snapshot(folder).items()
+        if any(part in name for name in path.relative_to(folder).parts for part in PARTIAL_NAMES)
+        or not is_readable(path)
+    ]
 
 
 def is_readable(path):
@@ -186,6 +199,10 @@ def compare(output, reference):
     """Whether two finished runs are equal, bit by bit: state of model and optimizer, and log."""
     states = [read_state(folder / "final.weights.h5") for folder in (output, reference)]
     logs = [read_reports(folder / "log" / "sensitivity.jsonl") for folder in (output, reference)]
+    for kind, (one, other) in {"variables": states, "reports": logs}.items():
+        names = [name for name in other if one.get(name) != other[name]]
+        if names:
+            print(f"{len(names)} of {len(other)} {kind} differ, the first is {names[0]}")
     return {"state_equal": states[0] == states[1], "log_equal": logs[0] == logs[1]}
 
 

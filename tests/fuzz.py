@@ -240,13 +240,15 @@ def set_weights(model, random):
 
 def make_batch(description, model, random):
     shape = (BATCH_SIZE, *model.input.shape[1:])
+    outputs = model.output.shape[-1]
     x = random.normal(size=shape)
     if description["kind"] == "tokens":
         x = random.integers(0, TOKENS, shape).astype("int32")
-    outputs = model.output.shape[-1]
-    if description["loss"] == "mse":
-        return x, random.normal(size=(BATCH_SIZE, outputs))
-    return x, np.eye(outputs)[random.integers(0, outputs, BATCH_SIZE)]
+    y = random.normal(size=(BATCH_SIZE, outputs))
+    if description["loss"] == "crossentropy":
+        y = np.eye(outputs)[random.integers(0, outputs, BATCH_SIZE)]
+    # As a tensor: of arrays Keras's losses make float32 on torch.
+    return x, keras.ops.convert_to_tensor(y, "float64")
 
 
 def make_optimizer(description):
