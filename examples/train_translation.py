@@ -54,6 +54,8 @@ def main(arguments=None):
         f"Of at most {options.length} tokens: {len(train_set.sources)} sentences to train on, "
         f"{len(validation_set.sources)} to judge by"
     )
+    if not (train_set.sources and validation_set.sources):
+        stop("Pass a larger --length: it leaves no sentence to train on, or none to judge by.")
     arrays = [examples(part, tokenizer, options.length) for part in (train_set, validation_set)]
     runs, translations = {}, {}
     for optimizer in make_optimizers(options, len(train_set.sources)):
@@ -76,12 +78,12 @@ def load_data(options):
 
 def short_ones(translations, tokenizer, length):
     """The translations that fit into a length, start and end included."""
-    pairs = [
+    kept = [
         pair
         for pair in zip(*translations)
         if max(len(tokens) for tokens in tokenizer.tokenize(pair)) <= length
     ]
-    return Translations(*map(list, zip(*pairs)))
+    return Translations([source for source, _ in kept], [target for _, target in kept])
 
 
 def examples(translations, tokenizer, length):

@@ -31,7 +31,7 @@ def main(arguments=None):
         objective="val_loss",
         max_trials=options.trials,
         seed=options.seed,
-        directory=options.output,
+        directory=str(options.output),
         project_name="trials",
         overwrite=True,
     )
@@ -59,9 +59,9 @@ def build_model(parameters, seed):
     """
     name = parameters.Choice("optimizer", ["AdamW", "Sage"])
     learning_rate = parameters.Float("learning_rate", 1e-4, 1e-1, sampling="log")
+    with parameters.conditional_scope("optimizer", ["Sage"]):
+        beta_3 = parameters.Float("beta_3", 0.6, 0.9)
     if name == "Sage":
-        with parameters.conditional_scope("optimizer", ["Sage"]):
-            beta_3 = parameters.Float("beta_3", 0.6, 0.9)
         optimizer = Sage(learning_rate, beta_3=beta_3)
     else:
         optimizer = keras.optimizers.AdamW(learning_rate)

@@ -95,8 +95,8 @@ def tfds_images(name, data_dir, train_size, validation_size):
     import tensorflow_datasets as tfds
 
     builder = find_builder(name, data_dir)
-    supervised = builder.info.supervised_keys or (None, None)
-    image, label = (builder.info.features.get(key) for key in supervised)
+    features = dict(builder.info.features.items())
+    image, label = map(features.get, builder.info.supervised_keys or (None, None))
     if (
         not isinstance(image, tfds.features.Image)
         or None in image.shape

@@ -173,9 +173,16 @@ def test_quick_gives_way_to_what_is_passed():
     assert options.epochs == 3
 
 
-def test_data_set_that_cannot_be_had_ends_it_in_one_line(capsys, tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (["--dataset", "no_such_set"], "must name a set of TensorFlow Datasets"),
+        (["--quick", "--length", "2"], "Pass a larger --length"),
+    ],
+)
+def test_what_cannot_be_had_ends_it_in_one_line(capsys, arguments, advice):
     with pytest.raises(SystemExit) as stopped:
-        train_translation.main(["--dataset", "no_such_set", "--data-dir", str(tmp_path)])
+        train_translation.main(arguments)
     assert stopped.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert "dataset='no_such_set'" in line
+    assert advice in line
