@@ -52,7 +52,7 @@ def test_tensorflow_optimizers_still_have_a_strategy():
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow has strategies")
 def test_tensorflow_still_tells_what_its_strategies_support():
-    """mixin.py: where accumulation and overwriting by averages do not work."""
+    """distribution.py: where accumulation and overwriting by averages do not work."""
     import tensorflow as tf
 
     supports = tf.__internal__.distribute.strategy_supports_no_merge_call
