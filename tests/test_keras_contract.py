@@ -53,6 +53,17 @@ def test_tensorflow_optimizers_still_have_a_strategy():
     assert hasattr(keras.optimizers.AdamW()._distribution_strategy.extended, "colocate_vars_with")
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow has strategies")
+def test_tensorflow_still_tells_what_its_strategies_support():
+    """distribution.py: where accumulation and overwriting by averages do not work."""
+    import tensorflow as tf
+
+    supports = tf.__internal__.distribute.strategy_supports_no_merge_call
+    assert supports()
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        assert not supports()
+
+
 def test_variables_still_have_the_value_that_may_be_missing():
     """mixing.py: JAX takes it away during `fit`, and a failing step does not bring it back."""
     assert keras.Variable([1.0])._value is not None

@@ -10,6 +10,8 @@ from modes import BACKEND
 if BACKEND != "jax":
     pytest.skip("about JAX", allow_module_level=True)
 
+pytestmark = pytest.mark.filterwarnings("ignore:Between the steps")  # nobody looks in between
+
 
 def test_on_eight_devices():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"

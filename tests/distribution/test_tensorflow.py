@@ -10,6 +10,8 @@ from modes import BACKEND
 if BACKEND != "tensorflow":
     pytest.skip("about TensorFlow", allow_module_level=True)
 
+pytestmark = pytest.mark.filterwarnings("ignore:Between the steps")  # nobody looks in between
+
 
 def test_on_logical_devices():
     run_tests("tensorflow_on_four_devices.py")

