@@ -6,8 +6,9 @@
 
 The low-resource setting of the DPS paper, on movie-review snippets. A seed decides which sentences
 are trained on, their order, the new head and the dropout, alike for all optimizers; the validation
-sentences are the same in all runs, and are looked at once, when a run is over. The script prints a
-table with the mean, the standard deviation and the worst of the seeds, and draws every one of them.
+sentences are the same in all runs, and are looked at once, when a run is over. `DPSMix`
+draws the same columns with every seed. The script prints a table with the mean, the standard
+deviation and the worst of the seeds, and draws every one of them.
 
 Each run is appended to `runs.jsonl` in the output folder when it is finished, and one that is
 there is not repeated: an interrupted script goes on where it stopped.
