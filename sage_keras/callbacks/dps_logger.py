@@ -126,6 +126,10 @@ class DPSLogger(StateLogger):
         """
         self._subnetworks = []
 
+    def _optimizers(self):
+        # Which variables one selects in, if any, is known once it is built.
+        return [one for one in super()._optimizers() if one.partial_variables or not one.built]
+
     def _refuse(self):
         raise ValueError(
             "The model's optimizer selects no subnetworks. Use `sage_keras.DPSDense` or "

@@ -194,17 +194,20 @@ def test_resumed_training_counts_on(tmp_path):
 
 
 def test_multi_optimizer(tmp_path):
-    """Stages of different lengths, and the first layer's bias is not selected in."""
-    inner = {"first": dense(2, include=["kernel"]), "second": dense(3)}
-    chosen = lambda variable: inner["first" if "first" in variable.path else "second"]  # noqa: E731
+    """Stages of different lengths, and an optimizer that selects in none of its variables."""
+    inner = {"first/kernel": dense(2), "first/bias": dense(1, exclude=["."]), "second": dense(3)}
+    chosen = lambda variable: next(one for key, one in inner.items() if key in variable.path)  # noqa: E731
     model = network(keras.optimizers.MultiOptimizer(chosen))
-    fit(model, DPSLogger(tmp_path, groups={"first": "first", "second": "second"}))
+    logger = DPSLogger(tmp_path, groups={"first": "first", "second": "second"})
+    history = fit(model, logger).history
     expected = TwinTraining([2, None, 3, 3]).figures(epochs=2)
     log = read_dps_log(tmp_path)
     assert_equal_to_twin(log, expected, [2, 3, 6, 9, 10])
     assert np.isfinite(log.model.figures["share"]).tolist() == [False, True, True, True, True]
     assert log.groups["first"].parameters == 35
     assert [one["stage_steps"] for one in log.optimizers] == [2, 3]
+    assert history["dps/stage"] == [2, 1]
+    assert history["dps/cycle"] == [2, 3]
 
 
 class Seen(keras.callbacks.Callback):
