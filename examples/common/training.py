@@ -40,12 +40,17 @@ def tokenize(preprocessor, examples):
     return tf.data.Dataset.from_tensor_slices(arrays)
 
 
-def compiled_classifier(preset, class_count, optimizer, seed):
+def text_classifier(preset, class_count, seed):
     """A classifier of tokens with the preset's weights; the seed decides all that is random."""
     keras.utils.set_random_seed(seed)
-    classifier = keras_hub.models.TextClassifier.from_preset(
+    return keras_hub.models.TextClassifier.from_preset(
         preset, num_classes=class_count, preprocessor=None
     )
+
+
+def compiled_classifier(preset, class_count, optimizer, seed):
+    """A `text_classifier` that is ready for training."""
+    classifier = text_classifier(preset, class_count, seed)
     classifier.compile(
         optimizer=optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
