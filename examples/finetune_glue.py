@@ -97,42 +97,35 @@ def main(arguments=None):
         )
     except (UnavailableError, ValueError) as error:
         stop(error)
-    runs = {
-        optimizer.name: train(optimizer, preset, preprocessor, data, options)
-        for optimizer in make_optimizers(options)
-    }
+    runs = {name: train(name, preset, preprocessor, data, options) for name in ("AdamW", "Sage")}
     metrics = TASKS[options.task]
     print_table(runs, metrics)
     draw(runs, options.output / f"finetune_glue_{options.task}.png", next(iter(metrics)))
 
 
-def make_optimizers(options):
-    """AdamW and Sage, each at its own learning rate, otherwise alike."""
-    return [
-        keras.optimizers.AdamW(
-            **recipe(options, options.learning_rate, options.train_size), name="AdamW"
-        ),
-        Sage(
-            **recipe(options, options.sage_learning_rate, options.train_size),
-            beta_3=options.beta_3,
-            include=TRANSFORMER_BLOCKS,
-            name="Sage",
-        ),
-    ]
-
-
-def train(optimizer, preset, preprocessor, data, options):
+def train(name, preset, preprocessor, data, options):
     """Trains a classifier, or one output for scores, from the preset's weights."""
-    print(f"\n{optimizer.name}", flush=True)
+    print(f"\n{name}", flush=True)
     scored = not data.class_names
     model = text_classifier(preset, 1 if scored else len(data.class_names), options.seed)
     model.compile(
-        optimizer=optimizer,
+        optimizer=make_optimizer(name, options),
         loss="mse" if scored else keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     validation = tokenize(preprocessor, data.validation).batch(options.batch_size)
     judge = ValidationMetrics(validation, data.validation.labels, TASKS[options.task])
     return fit(model, tokenize(preprocessor, data.train), None, options, [judge])
+
+
+def make_optimizer(name, options):
+    """AdamW or Sage, each at its own learning rate, otherwise alike."""
+    if name == "AdamW":
+        return keras.optimizers.AdamW(**recipe(options, options.learning_rate, options.train_size))
+    return Sage(
+        **recipe(options, options.sage_learning_rate, options.train_size),
+        beta_3=options.beta_3,
+        include=TRANSFORMER_BLOCKS,
+    )
 
 
 def print_table(runs, metrics):
