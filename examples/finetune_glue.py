@@ -14,14 +14,13 @@ draws both validation curves and the final sensitivities.
 import argparse
 
 import keras
-import keras_hub
 import numpy as np
 from common.downloads import UnavailableError
 from common.encoders import minilm_folder
 from common.failures import stop
 from common.fine_tuning import add_arguments, draw, fit, parse, recipe
 from common.text import tfds_text
-from common.training import print_rows, text_classifier, tokenize
+from common.training import load_preprocessor, print_rows, text_classifier, tokenize
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
@@ -92,9 +91,7 @@ def main(arguments=None):
             scored=options.task == "stsb",
         )
         preset = minilm_folder() if options.preset == MINILM else options.preset
-        preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(
-            preset, sequence_length=options.sequence_length
-        )
+        preprocessor = load_preprocessor(preset, options.sequence_length)
     except (UnavailableError, ValueError) as error:
         stop(error)
     runs = {name: train(name, preset, preprocessor, data, options) for name in ("AdamW", "Sage")}

@@ -17,14 +17,19 @@ import pathlib
 import tempfile
 
 import keras
-import keras_hub
 import numpy as np
 from common.downloads import UnavailableError
 from common.encoders import minilm_folder
 from common.failures import stop
 from common.fine_tuning import add_arguments, draw, fit, parse, recipe
 from common.text import movie_snippets
-from common.training import positive_integer, print_rows, text_classifier, tokenize
+from common.training import (
+    load_preprocessor,
+    positive_integer,
+    print_rows,
+    text_classifier,
+    tokenize,
+)
 from keras import ops
 
 from sage_keras import TRANSFORMER_BLOCKS, Sage
@@ -49,9 +54,7 @@ def main(arguments=None):
         preset = minilm_folder()
     except (UnavailableError, ValueError) as error:
         stop(error)
-    preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(
-        preset, sequence_length=options.sequence_length
-    )
+    preprocessor = load_preprocessor(preset, options.sequence_length)
     training, validation = (tokenize(preprocessor, part) for part in (data.train, data.validation))
     runs = {name: train(name, preset, training, validation, options) for name in (FULL, LORA)}
     print_table(runs)

@@ -14,6 +14,7 @@ sentences given with `--text`. It needs TensorFlow as Keras's backend.
 """
 
 import argparse
+import socket
 
 import keras
 import numpy as np
@@ -44,6 +45,7 @@ def main(arguments=None):
     options = parse_arguments(arguments)
     if keras.backend.backend() != "tensorflow":
         stop("A module needs TensorFlow as Keras's backend: set KERAS_BACKEND=tensorflow.")
+    socket.setdefaulttimeout(5)  # of a download that does not begin; hub would wait for minutes
     try:
         data = movie_snippets(options.train_size, options.validation_size, options.seed)
         if options.handle is None:

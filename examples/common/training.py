@@ -8,6 +8,8 @@ import keras_hub
 import tensorflow as tf
 from keras import ops
 
+from common.downloads import UnavailableError
+
 
 def positive_integer(text):
     """Reads a command-line argument."""
@@ -27,6 +29,30 @@ def warmup_and_decay(learning_rate, epochs, examples, batch_size):
         warmup_target=learning_rate,
         warmup_steps=warmup_steps,
     )
+
+
+def load_preprocessor(preset, sequence_length):
+    """The tokenizer of a preset, which makes what its model takes.
+
+    Args:
+        preset: String, a keras-hub preset or the folder of one.
+        sequence_length: Integer, the tokens kept of an example.
+
+    Returns:
+        A `keras_hub.models.TextClassifierPreprocessor`.
+
+    Raises:
+        UnavailableError: If there is no such preset, or no network to download it.
+    """
+    try:
+        return keras_hub.models.TextClassifierPreprocessor.from_preset(
+            preset, sequence_length=sequence_length
+        )
+    except (OSError, ValueError) as error:
+        raise UnavailableError(
+            f"The preset {preset!r} cannot be loaded ({str(error).splitlines()[0][:120]}). Pass "
+            "one of keras-hub where there is a network, or the folder of one, with --preset."
+        ) from error
 
 
 def tokenize(preprocessor, examples):

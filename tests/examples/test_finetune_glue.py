@@ -98,12 +98,22 @@ def test_figures_against_their_definitions():
     assert correlations["Spearman"](scores, guesses) == pytest.approx(1.0)
 
 
-def test_missing_set_is_one_line_and_status_2(tmp_path):
-    # No network that answers: the probe goes to a closed port of this machine.
+def stopped(*arguments):
+    """The last line of an example that cannot have what it needs, behind a dead network."""
     closed = dict.fromkeys(("https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    command = [sys.executable, str(EXAMPLES / "finetune_glue.py"), "--data-dir", str(tmp_path)]
+    command = [sys.executable, str(EXAMPLES / "finetune_glue.py"), *arguments]
     run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **closed})
     assert run.returncode == 2
-    last = run.stderr.strip().splitlines()[-1]
-    assert last.startswith("finetune_glue.py: The data set glue/mrpc is not prepared in ")
-    assert "tfds.load('glue/mrpc')" in last
+    return run.stderr.strip().splitlines()[-1]
+
+
+def test_missing_set_is_one_line_and_status_2(tmp_path):
+    line = stopped("--data-dir", str(tmp_path))
+    assert line.startswith("finetune_glue.py: The data set glue/mrpc is not prepared in ")
+    assert "tfds.load('glue/mrpc')" in line
+
+
+def test_missing_preset_is_one_line_and_status_2(data_dir):
+    line = stopped("--data-dir", data_dir, "--preset", "no_such_preset", "--quick")
+    assert line.startswith("finetune_glue.py: The preset 'no_such_preset' cannot be loaded (")
+    assert line.endswith("or the folder of one, with --preset.")
