@@ -37,7 +37,8 @@ def tokenizing_module(preprocessor):
 
     @tf.function(input_signature=[tf.TensorSpec((None,), "string")], autograph=False)
     def call(sentences):
-        return preprocessor(sentences)
+        inputs = preprocessor(sentences)
+        return {name: tf.cast(tensor, "int32") for name, tensor in inputs.items()}
 
     module.__call__ = call
     return module
