@@ -5,10 +5,10 @@
     python examples/finetune_lora.py --quick --text "A film to remember."
 
 Both runs use Sage, start from the same weights and see the same batches. With LoRA only two thin
-matrices beside each query and value kernel are trained, and the new head: Sage guides the adapters.
-The script prints one table with the parameters that each run trains, merges the adapters into the
-kernels, saves the plain classifier, loads it again, and lets it classify the sentences given with
-`--text`.
+matrices beside each query and value kernel are trained, the biases of these layers and the new
+head: Sage guides the adapters, and the others take the plain step. The script prints one table with
+the parameters that each run trains, merges the adapters into the kernels, saves the plain
+classifier, loads it again, and lets it classify the sentences given with `--text`.
 """
 
 import argparse
@@ -115,6 +115,8 @@ def print_table(runs):
 def merged(classifier, preset, seed):
     """A classifier without adapters that computes the same: Keras merges them as it saves."""
     plain = text_classifier(preset, 2, seed)
+    for model in (classifier, plain):
+        model.compile()  # no state of an optimizer is to be merged
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "merged.weights.h5"
         classifier.save_weights(path)
@@ -136,7 +138,7 @@ def parse_arguments(arguments):
     add = parser.add_argument
     add("--rank", type=positive_integer, default=8, help="of the adapters")
     add("--learning-rate", type=float, default=3e-4, help="that of full fine-tuning")
-    add("--lora-learning-rate", type=float, default=3e-3, help="that of the adapters and the head")
+    add("--lora-learning-rate", type=float, default=3e-3, help="that of LoRA")
     add("--text", action="append", default=[], metavar="SENTENCE", help="to classify; repeatable")
     add_arguments(parser, "results/finetune_lora")
     return parse(parser, arguments, QUICK)

@@ -14,15 +14,16 @@ def test_quick_run_on_real_text(tmp_path):
     table = parse_table(output)
     assert list(table) == ["full fine-tuning", "LoRA"]
     counts = {name: (row["trained"], row["guided"]) for name, row in table.items()}
-    # Query and value of six layers: 384 x 8 and 8 x 12 x 32 each. The head has 384 x 2 + 2 more.
+    # Query and value of six layers: 384 x 12 x 8 and 8 x 32 each. Besides them their 12 biases of
+    # 384, and the head of 384 x 2 + 2.
     assert counts == {
         "full fine-tuning": ("22,713,986", "10,637,568"),
-        "LoRA": ("74,498", "73,728"),
+        "LoRA": ("450,818", "445,440"),
     }
     assert all(0.6 < float(row["final"]) < 0.95 for row in table.values())
     assert all(0.3 < float(row["mean scale"]) < 0.9 for row in table.values())
 
-    assert "Merged 22,787,714 parameters into 22,713,986" in output
+    assert "Merged 23,159,426 parameters into 22,713,986" in output
     reloaded = float(re.search(r"Loaded again, validation accuracy (\S+)", output)[1])
     assert reloaded == pytest.approx(float(table["LoRA"]["final"]), abs=0.01)
     assert re.search(rf"^positive \(0\.\d+\): {re.escape(text)}$", output, re.M)
