@@ -59,6 +59,16 @@ def boolean(argument, value):
     return value
 
 
+def optional_string(argument, value, example):
+    """`value`, if it is None or a string."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(
+            f"Argument `{argument}` must be None or a string, such as {example}. "
+            f"Received: {argument}={value!r} (of type {type(value).__name__})"
+        )
+    return value
+
+
 def patterns(argument, value):
     """`value` as a tuple, if it is a list of regular expressions; None stays None."""
     if value is None:

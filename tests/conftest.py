@@ -6,8 +6,9 @@ from hypothesis import settings
 # another name, and its classes registered with Keras again.
 collect_ignore = [
     "bases.py",
-    "fuzz.py",
     "example_runs.py",
+    "fuzz.py",
+    "glue_files.py",
     "logs.py",
     "mixing_jobs.py",
     "modes.py",

@@ -86,3 +86,21 @@ def test_update_step_gets_one_gradient_one_variable_and_the_learning_rate():
 
     Spy(learning_rate=0.5).apply([keras.ops.ones((2, 3))], [keras.Variable(keras.ops.ones((2, 3)))])
     assert seen == [((2, 3), (2, 3), 0.5)]
+
+
+def test_safe_mode_can_be_asked_for():
+    """hub.py: a file must not run a module unless it is trusted."""
+    from keras.src.saving.serialization_lib import SafeModeScope, in_safe_mode
+
+    assert not in_safe_mode()
+    with SafeModeScope(True):
+        assert in_safe_mode()
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow has such variables")
+def test_variables_made_of_a_tensorflow_variable_share_it():
+    """hub.py: a module's functions read what the optimizer writes."""
+    import tensorflow as tf
+
+    value = tf.Variable([1.0])
+    assert keras.Variable(value, dtype=value.dtype).value is value

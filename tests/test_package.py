@@ -21,7 +21,7 @@ def test_version_is_that_of_the_metadata():
     assert importlib.metadata.version("sage_keras") == sage_keras.__version__
 
 
-@pytest.mark.parametrize("module", ["sage_keras", "sage_keras.analysis"])
+@pytest.mark.parametrize("module", ["sage_keras", "sage_keras.analysis", "sage_keras.hub"])
 def test_imports_no_backend_and_no_plotting_of_its_own(module):
     code = (
         "import sys, keras\n"

@@ -85,7 +85,7 @@ def movie_snippets(train_size, validation_size, seed):
     )
 
 
-def tfds_text(name, data_dir, train_size, validation_size):
+def tfds_text(name, data_dir, train_size, validation_size, scored=False):
     """The first examples of a TFDS set with one or two text columns and one class label.
 
     TFDS shuffles a set when it prepares it. A set without a validation split lends the end of its
@@ -97,38 +97,44 @@ def tfds_text(name, data_dir, train_size, validation_size):
         data_dir: String, the folder of prepared sets.
         train_size: Integer, how many to train on.
         validation_size: Integer, how many others to judge by.
+        scored: Boolean, whether the labels are scores instead of classes. Defaults to `False`.
 
     Returns:
-        A `TextData`.
+        A `TextData`; of scores it has no class names.
 
     Raises:
         ValueError: If there is no such set, or it is of another kind or too small.
         UnavailableError: If the set is not prepared and there is no network.
     """
     builder = find_builder(name, data_dir)
-    columns, label = _columns(name, builder)
+    columns, label = _columns(name, builder, scored)
     prepare(name, builder)
     train, validation = split_names(builder, train_size, validation_size)
     return TextData(
         train=_read_split(builder, train, columns, label),
         validation=_read_split(builder, validation, columns, label),
-        class_names=builder.info.features[label].names,
+        class_names=[] if scored else builder.info.features[label].names,
     )
 
 
-def _columns(name, builder):
+def _columns(name, builder, scored):
     import tensorflow_datasets as tfds
 
     features = builder.info.features
     if isinstance(builder, tfds.core.read_only_builder.ReadOnlyBuilder):
         features = dict(sorted(features.items()))  # the files alone keep no order
     columns = [key for key, value in features.items() if isinstance(value, tfds.features.Text)]
-    labels = [key for key, value in features.items() if isinstance(value, tfds.features.ClassLabel)]
+    if scored:
+        labels = [key for key, value in features.items() if value.np_dtype == np.float32]
+    else:
+        labels = [
+            key for key, value in features.items() if isinstance(value, tfds.features.ClassLabel)
+        ]
     if len(columns) not in (1, 2) or len(labels) != 1:
         raise ValueError(
-            "Argument `dataset` must name a set with one or two text columns and one class label, "
+            "Argument `dataset` must name a set with one or two text columns and one label, "
             f"such as glue/sst2 or glue/mrpc. Received: dataset={name!r} with the text columns "
-            f"{columns} and the class labels {labels}"
+            f"{columns} and the labels {labels}"
         )
     return columns, labels[0]
 
@@ -138,5 +144,6 @@ def _read_split(builder, split, columns, label):
 
     rows = list(tfds.as_numpy(builder.as_dataset(split=split)))
     texts = tuple([row[column].decode("utf-8") for row in rows] for column in columns)
-    labels = np.array([row[label] for row in rows], dtype="int32")
+    labels = np.array([row[label] for row in rows])
+    labels = labels.astype("float32" if labels.dtype.kind == "f" else "int32")
     return Examples(texts if len(columns) == 2 else texts[0], labels)

@@ -8,6 +8,8 @@ import keras_hub
 import tensorflow as tf
 from keras import ops
 
+from common.downloads import UnavailableError
+
 
 def positive_integer(text):
     """Reads a command-line argument."""
@@ -29,6 +31,30 @@ def warmup_and_decay(learning_rate, epochs, examples, batch_size):
     )
 
 
+def load_preprocessor(preset, sequence_length):
+    """The tokenizer of a preset, which makes what its model takes.
+
+    Args:
+        preset: String, a keras-hub preset or the folder of one.
+        sequence_length: Integer, the tokens kept of an example.
+
+    Returns:
+        A `keras_hub.models.TextClassifierPreprocessor`.
+
+    Raises:
+        UnavailableError: If there is no such preset, or no network to download it.
+    """
+    try:
+        return keras_hub.models.TextClassifierPreprocessor.from_preset(
+            preset, sequence_length=sequence_length
+        )
+    except (OSError, ValueError) as error:
+        raise UnavailableError(
+            f"The preset {preset!r} cannot be loaded ({str(error).splitlines()[0][:120]}). Pass "
+            "one of keras-hub where there is a network, or the folder of one, with --preset."
+        ) from error
+
+
 def tokenize(preprocessor, examples):
     """A data set of token ids, masks and labels, made once and outside the model.
 
@@ -40,12 +66,17 @@ def tokenize(preprocessor, examples):
     return tf.data.Dataset.from_tensor_slices(arrays)
 
 
-def compiled_classifier(preset, class_count, optimizer, seed):
+def text_classifier(preset, class_count, seed):
     """A classifier of tokens with the preset's weights; the seed decides all that is random."""
     keras.utils.set_random_seed(seed)
-    classifier = keras_hub.models.TextClassifier.from_preset(
+    return keras_hub.models.TextClassifier.from_preset(
         preset, num_classes=class_count, preprocessor=None
     )
+
+
+def compiled_classifier(preset, class_count, optimizer, seed):
+    """A `text_classifier` that is ready for training."""
+    classifier = text_classifier(preset, class_count, seed)
     classifier.compile(
         optimizer=optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -1,0 +1,158 @@
+"""Fine-tunes a text encoder on a task of GLUE with AdamW and with Sage, side by side.
+
+    python examples/finetune_glue.py
+    python examples/finetune_glue.py --task cola
+    python examples/finetune_glue.py --task stsb --preset bert_base_en --learning-rate 3e-5
+
+The tasks come from TensorFlow Datasets, which downloads them the first time. Each is judged by the
+figures of GLUE: Matthews' correlation for cola, accuracy and F1 for mrpc and qqp, the correlations
+of Pearson and Spearman for stsb, which is a regression, and accuracy for the others. Both
+optimizers start from the same weights and see the same batches. The script prints one table and
+draws both validation curves and the final sensitivities.
+"""
+
+import argparse
+
+import keras
+import numpy as np
+from common.downloads import UnavailableError
+from common.encoders import minilm_folder
+from common.failures import stop
+from common.fine_tuning import add_arguments, draw, fit, parse, recipe
+from common.text import tfds_text
+from common.training import load_preprocessor, print_rows, text_classifier, tokenize
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from sage_keras import TRANSFORMER_BLOCKS, Sage
+
+MINILM = "all-MiniLM-L6-v2"
+ACCURACY = {"accuracy": accuracy_score}
+ACCURACY_AND_F1 = {"F1": f1_score, "accuracy": accuracy_score}
+CORRELATIONS = {
+    "Pearson": lambda labels, scores: pearsonr(labels, scores).statistic,
+    "Spearman": lambda labels, scores: spearmanr(labels, scores).statistic,
+}
+# The first metric of a task is the one that is drawn.
+TASKS = {
+    "cola": {"Matthews": matthews_corrcoef},
+    "mnli": ACCURACY,
+    "mrpc": ACCURACY_AND_F1,
+    "qnli": ACCURACY,
+    "qqp": ACCURACY_AND_F1,
+    "rte": ACCURACY,
+    "sst2": ACCURACY,
+    "stsb": CORRELATIONS,
+    "wnli": ACCURACY,
+}
+QUICK = {
+    "train_size": 256,
+    "validation_size": 96,
+    "epochs": 1,
+    "batch_size": 16,
+    "sequence_length": 32,
+    "learning_rate": 3e-4,  # fewer steps, larger ones
+    "sage_learning_rate": 6e-4,
+}
+
+
+class ValidationMetrics(keras.callbacks.Callback):
+    """Reports the metrics of a task on its validation data after every epoch.
+
+    They are of all the data at once, which is not the mean of what batches give.
+
+    Args:
+        validation: `tf.data.Dataset` of batches.
+        labels: Array, the labels of all its examples.
+        metrics: Dict of name to a function of labels and predictions.
+    """
+
+    def __init__(self, validation, labels, metrics):
+        super().__init__()
+        self._validation = validation
+        self._labels = labels
+        self._metrics = metrics
+
+    def on_epoch_end(self, epoch, logs=None):
+        outputs = self.model.predict(self._validation, verbose=0)
+        predictions = outputs[:, 0] if outputs.shape[1] == 1 else outputs.argmax(axis=1)
+        for name, metric in self._metrics.items():
+            logs[f"val_{name}"] = float(metric(self._labels, predictions))
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
+    try:
+        data = tfds_text(
+            f"glue/{options.task}",
+            options.data_dir,
+            options.train_size,
+            options.validation_size,
+            scored=options.task == "stsb",
+        )
+        preset = minilm_folder() if options.preset == MINILM else options.preset
+        preprocessor = load_preprocessor(preset, options.sequence_length)
+    except (UnavailableError, ValueError) as error:
+        stop(error)
+    runs = {name: train(name, preset, preprocessor, data, options) for name in ("AdamW", "Sage")}
+    metrics = TASKS[options.task]
+    print_table(runs, metrics)
+    draw(runs, options.output / f"finetune_glue_{options.task}.png", next(iter(metrics)))
+
+
+def train(name, preset, preprocessor, data, options):
+    """Trains a classifier, or one output for scores, from the preset's weights."""
+    print(f"\n{name}", flush=True)
+    scored = not data.class_names
+    model = text_classifier(preset, 1 if scored else len(data.class_names), options.seed)
+    model.compile(
+        optimizer=make_optimizer(name, options),
+        loss="mse" if scored else keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    validation = tokenize(preprocessor, data.validation).batch(options.batch_size)
+    judge = ValidationMetrics(validation, data.validation.labels, TASKS[options.task])
+    return fit(model, tokenize(preprocessor, data.train), None, options, [judge])
+
+
+def make_optimizer(name, options):
+    """AdamW or Sage, each at its own learning rate, otherwise alike."""
+    if name == "AdamW":
+        return keras.optimizers.AdamW(**recipe(options, options.learning_rate, options.train_size))
+    return Sage(
+        **recipe(options, options.sage_learning_rate, options.train_size),
+        beta_3=options.beta_3,
+        include=TRANSFORMER_BLOCKS,
+    )
+
+
+def print_table(runs, metrics):
+    """The first metric by epoch, and all of them at the end."""
+    first = next(iter(metrics))
+    epochs = len(next(iter(runs.values())).seconds)
+    header = [f"{first} {epoch + 1}" for epoch in range(epochs)]
+    rows = [["optimizer", *header, *(f"final {name}" for name in metrics), "s/epoch", "mean scale"]]
+    for name, run in runs.items():
+        values = [*run.history[f"val_{first}"], *(run.history[f"val_{m}"][-1] for m in metrics)]
+        cells = [f"{value:.4f}" for value in values]
+        rows.append([name, *cells, f"{np.mean(run.seconds):.1f}", run.mean_scale])
+    print_rows(rows)
+
+
+def parse_arguments(arguments):
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--task", choices=TASKS, default="mrpc", help="which of GLUE")
+    add("--preset", default=MINILM, help="a keras-hub preset, or the folder of one")
+    add("--data-dir", default="~/tensorflow_datasets", help="where TFDS keeps its sets")
+    add("--learning-rate", type=float, default=1e-4, help="that of AdamW")
+    add("--sage-learning-rate", type=float, default=3e-4, help="that of Sage")
+    add_arguments(parser, "results/finetune_glue")
+    parser.set_defaults(train_size=2400, validation_size=400, sequence_length=64)
+    return parse(parser, arguments, QUICK)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""The example as a whole job on GLUE's file formats, and its figures."""
+
+import os
+import subprocess
+import sys
+
+import finetune_glue
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from example_runs import EXAMPLES, parse_table, run_example
+from glue_files import write_mrpc, write_stsb
+from matplotlib.image import imread
+
+SUBJECTS = ["The cat", "My old neighbour", "A black dog", "The president", "Her little brother"]
+VERBS = [
+    ("sleeps", "is asleep"),
+    ("runs", "is running"),
+    ("sings", "is singing"),
+    ("eats", "dines"),
+]
+PLACES = ["in the garden", "at home", "near the river", "on the train", "behind the church"]
+
+
+def sentence_pairs(count, seed):
+    """Two sentences that say the same, or differ in who, what and where; and 1 or 0."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        (who, other), (what, others), (where, elsewhere) = (
+            generator.choice(len(choices), 2, replace=False)
+            for choices in (SUBJECTS, VERBS, PLACES)
+        )
+        first = f"{SUBJECTS[who]} {VERBS[what][0]} {PLACES[where]}."
+        same = f"{SUBJECTS[who]} {VERBS[what][1]} {PLACES[where]}."
+        different = f"{SUBJECTS[other]} {VERBS[others][1]} {PLACES[elsewhere]}."
+        is_same = int(generator.integers(2))
+        rows.append((first, same if is_same else different, is_same))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """A folder in which TFDS prepared two tasks from raw files."""
+    folder = tmp_path_factory.mktemp("tfds")
+    train, validation = sentence_pairs(256, seed=0), sentence_pairs(96, seed=1)
+    write_mrpc(folder, train, validation)
+    scored = ([(one, two, 4.5 * same) for one, two, same in rows] for rows in (train, validation))
+    write_stsb(folder, *scored)
+    for task in ("mrpc", "stsb"):
+        tfds.builder(f"glue/{task}", data_dir=folder).download_and_prepare()
+    return str(folder)
+
+
+def test_quick_run_on_sentence_pairs(tmp_path, data_dir):
+    output = run_example("finetune_glue.py", tmp_path, "--quick", "--data-dir", data_dir)
+    table = parse_table(output)
+    assert list(table) == ["AdamW", "Sage"]
+    for row in table.values():
+        assert row["F1 1"] == row["final F1"]
+        assert float(row["final F1"]) > 0.9
+        assert float(row["final accuracy"]) > 0.9
+    assert table["AdamW"]["mean scale"] == "-"
+    assert 0.35 < float(table["Sage"]["mean scale"]) < 0.9
+    assert imread(tmp_path / "finetune_glue_mrpc.png").shape == (450, 1200, 4)
+
+
+def test_scores_are_a_regression(tmp_path, data_dir):
+    arguments = ["--quick", "--task", "stsb", "--data-dir", data_dir, "--train-size", "160"]
+    output = run_example("finetune_glue.py", tmp_path, *arguments)
+    table = parse_table(output)
+    assert list(table["Sage"])[1:4] == ["Pearson 1", "final Pearson", "final Spearman"]
+    assert all(float(row["final Pearson"]) > 0.5 for row in table.values())
+
+
+def test_every_task_has_the_figures_of_glue():
+    names = {task: list(metrics) for task, metrics in finetune_glue.TASKS.items()}
+    assert {config.name for config in tfds.text.Glue.builder_configs.values()} >= set(names)
+    assert names["cola"] == ["Matthews"]
+    assert names["mrpc"] == names["qqp"] == ["F1", "accuracy"]
+    assert names["stsb"] == ["Pearson", "Spearman"]
+    assert all(names[task] == ["accuracy"] for task in ("mnli", "qnli", "rte", "sst2", "wnli"))
+
+
+def test_figures_against_their_definitions():
+    labels, predictions = np.array([1, 1, 1, 0, 0, 1]), np.array([1, 1, 0, 1, 0, 1])
+    true, false_positive, false_negative, rest = 3, 1, 1, 1
+    f1 = finetune_glue.TASKS["mrpc"]["F1"](labels, predictions)
+    assert f1 == pytest.approx(2 * true / (2 * true + false_positive + false_negative))
+    matthews = finetune_glue.TASKS["cola"]["Matthews"](labels, predictions)
+    expected = (true * rest - false_positive * false_negative) / np.sqrt(4 * 4 * 2 * 2)
+    assert matthews == pytest.approx(expected)
+    scores, guesses = np.array([0.0, 1.0, 2.0, 5.0]), np.array([0.0, 1.0, 4.0, 9.0])
+    correlations = finetune_glue.TASKS["stsb"]
+    assert correlations["Pearson"](scores, guesses) == pytest.approx(
+        np.corrcoef(scores, guesses)[0, 1]
+    )
+    assert correlations["Spearman"](scores, guesses) == pytest.approx(1.0)
+
+
+def stopped(*arguments):
+    """The last line of an example that cannot have what it needs, behind a dead network."""
+    closed = dict.fromkeys(("https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    command = [sys.executable, str(EXAMPLES / "finetune_glue.py"), *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **closed})
+    assert run.returncode == 2
+    return run.stderr.strip().splitlines()[-1]
+
+
+def test_missing_set_is_one_line_and_status_2(tmp_path):
+    line = stopped("--data-dir", str(tmp_path))
+    assert line.startswith("finetune_glue.py: The data set glue/mrpc is not prepared in ")
+    assert "tfds.load('glue/mrpc')" in line
+
+
+def test_missing_preset_is_one_line_and_status_2(data_dir):
+    line = stopped("--data-dir", data_dir, "--preset", "no_such_preset", "--quick")
+    assert line.startswith("finetune_glue.py: The preset 'no_such_preset' cannot be loaded (")
+    assert line.endswith("or the folder of one, with --preset.")

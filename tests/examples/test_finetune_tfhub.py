@@ -1,0 +1,51 @@
+"""The example as a whole job on real text, where it can run at all."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from example_runs import EXAMPLES, parse_table, run_example
+from matplotlib.image import imread
+from modes import BACKEND
+
+tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="the example stops; see below")
+
+
+def stopped(*arguments):
+    """The last line of an example that cannot have what it needs."""
+    command = [sys.executable, str(EXAMPLES / "finetune_tfhub.py"), *arguments]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 2
+    return run.stderr.strip().splitlines()[-1]
+
+
+@tensorflow_only
+def test_quick_run_on_real_text(tmp_path):
+    text = "A moving, funny and gorgeous film."
+    output = run_example("finetune_tfhub.py", tmp_path, "--quick", "--text", text)
+    table = parse_table(output)
+    assert list(table) == ["AdamW", "Sage"]
+    assert all(0.6 < float(row["final"]) < 0.95 for row in table.values())
+    assert 0.3 < float(table["Sage"]["mean scale"]) < 0.9
+    for name in table:
+        assert f"{name} moved 103 of the 103 trainable weights of the module" in output
+    better = max(float(row["final"]) for row in table.values())
+    reloaded = float(re.search(r"Loaded again, validation accuracy (\S+)", output)[1])
+    assert reloaded == pytest.approx(better, abs=1e-4)
+    assert re.search(rf"^positive \(0\.\d+\): {re.escape(text)}$", output, re.M)
+    assert imread(tmp_path / "finetune_tfhub.png").shape == (450, 1200, 4)
+
+
+@tensorflow_only
+def test_missing_module_is_one_line_and_status_2(tmp_path):
+    line = stopped("--handle", str(tmp_path / "no_module"))
+    assert line.startswith("finetune_tfhub.py: Argument `handle` must be the URL of a module")
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="it is the backend that it needs")
+def test_other_backends_are_one_line_and_status_2():
+    assert stopped() == (
+        "finetune_tfhub.py: A module needs TensorFlow as Keras's backend: set "
+        "KERAS_BACKEND=tensorflow."
+    )
