@@ -59,8 +59,11 @@ class Trainer:
         examples = self.task.draw_examples(self.data, seed)
         mixing = isinstance(self.optimizer, WeightMixing)
         history = self.model.fit(
-            Batches(*examples, self.steps, seed),
+            *in_order(*examples, self.steps, self.task.epochs, seed),
+            batch_size=BATCH_SIZE,
             epochs=self.task.epochs,
+            steps_per_epoch=self.steps,
+            shuffle=False,
             callbacks=[SwapTrueWeights()] if mixing else [],
             verbose=0,
         ).history
@@ -92,32 +95,20 @@ class Trainer:
         return METRICS[self.task.metric](labels, logits[: len(labels)])
 
 
-class Batches(keras.utils.PyDataset):
-    """Whole batches in an order that follows from a seed, another in each epoch.
+def in_order(inputs, labels, steps, epochs, seed):
+    """The examples of a whole training, one after the other: whole batches, shuffled anew by epoch.
 
     Args:
         inputs: Array or dict of arrays.
         labels: Array.
         steps: Integer, the batches of an epoch.
-        seed: Integer.
+        epochs: Integer.
+        seed: Integer that the order follows from.
+
+    Returns:
+        Tuple of inputs and labels.
     """
-
-    def __init__(self, inputs, labels, steps, seed):
-        super().__init__()
-        self._arrays = inputs, labels
-        self._steps = steps
-        self._random = np.random.default_rng([seed, 3])
-        self._shuffle()
-
-    def __len__(self):
-        return self._steps
-
-    def __getitem__(self, index):
-        chosen = self._order[index * BATCH_SIZE : (index + 1) * BATCH_SIZE]
-        return keras.tree.map_structure(lambda array: array[chosen], self._arrays)
-
-    def on_epoch_end(self):
-        self._shuffle()
-
-    def _shuffle(self):
-        self._order = self._random.permutation(len(self._arrays[1]))
+    random = np.random.default_rng([seed, 3])
+    orders = [random.permutation(len(labels))[: steps * BATCH_SIZE] for _ in range(epochs)]
+    order = np.concatenate(orders)
+    return keras.tree.map_structure(lambda array: array[order], (inputs, labels))
