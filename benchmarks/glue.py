@@ -16,27 +16,27 @@ from tqdm import tqdm
 from benchmarks import common
 from benchmarks import lines as results
 
-PHASES = ("tune", "final")
-SEEDS = {"tune": (100,), "final": (0, 1, 2, 3, 4)}
+# By phase: the seeds, and what to multiply the best rate by.
+SEEDS = {"tune": (100,), "final": range(5), "twice": range(5), "four_times": range(5)}
+FACTORS = {"final": 1, "twice": 2, "four_times": 4}
 FINE_TUNING_RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
-RATES = {"vit": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)}  # from scratch
+SCRATCH_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 EXTENSIONS = 3  # at each end, at most
 
 
 def main(arguments=None):
     options = parse_arguments(arguments)
     from benchmarks.arms import ARMS
-    from benchmarks.tasks import make_tasks
+    from benchmarks.tasks import MAIN_TASKS, make_tasks
 
     tasks = make_tasks(options.glue_dir)
     check("--tasks", options.tasks, tasks)
     check("--arms", options.arms, [name for arm in ARMS for name in (arm.name, str(arm))])
-    tasks = [tasks[name] for name in options.tasks or tasks]
+    tasks = [tasks[name] for name in options.tasks or MAIN_TASKS]
     arms = [arm for arm in ARMS if not options.arms or {arm.name, str(arm)} & set(options.arms)]
 
     grid = Grid(options.results, arms, options.seeds)
-    phases = [options.phase] if options.phase else PHASES
-    stages = [(task, phase) for task in tasks for phase in phases]
+    stages = [(task, phase) for task in tasks for phase in options.phase]
     made = 0
     with tqdm(unit="s", smoothing=0, bar_format=BAR) as bar:
         while options.limit is None or made < options.limit:
@@ -79,7 +79,7 @@ class Grid:
 
         Args:
             task: A `Task`.
-            phase: `"tune"` or `"final"`.
+            phase: `"tune"`, or a key of `FACTORS`.
 
         Returns:
             List of tuples of arm, learning rate, seed and phase. The rate is `None` where it is
@@ -89,9 +89,11 @@ class Grid:
         best = results.best_rates(self.lines, task.name)
         runs = []
         for arm in self.arms:
-            rates = [best.get((arm.name, arm.beta_3))]
+            rate = best.get((arm.name, arm.beta_3))
             if phase == "tune":
                 rates = rates_to_try(self.lines, task.name)
+            else:
+                rates = [rate and rounded(rate * FACTORS[phase])]
             for rate in rates:
                 for seed in self.seeds or SEEDS[phase]:
                     if (task.name, arm.name, arm.beta_3, rate, seed, phase) not in there:
@@ -106,7 +108,7 @@ class Grid:
             arm: An `Arm`.
             learning_rate: Float.
             seed: Integer.
-            phase: `"tune"` or `"final"`.
+            phase: String.
         """
         figures = self._make_trainer(task, arm).run(learning_rate, seed)
         line = {
@@ -152,16 +154,20 @@ def rates_to_try(lines, task):
     Returns:
         List of floats.
     """
-    first = RATES.get(task, FINE_TUNING_RATES)
+    first = SCRATCH_RATES if task.startswith("vit") else FINE_TUNING_RATES
     values = results.tuning_values(lines, task)
     tried = sorted({*first, *(rate for rates in values.values() for rate in rates)})
     tuned = {arm for arm, rates in values.items() if set(first) <= set(rates)}
     best = {rate for arm, rate in results.best_rates(lines, task).items() if arm in tuned}
     if tried[0] in best and tried[0] > 1.5 * first[0] / 2**EXTENSIONS:
-        tried.insert(0, float(f"{tried[0] / 2:.6g}"))
+        tried.insert(0, rounded(tried[0] / 2))
     if tried[-1] in best and tried[-1] < first[-1] * 2**EXTENSIONS / 1.5:
-        tried.append(float(f"{tried[-1] * 2:.6g}"))
+        tried.append(rounded(tried[-1] * 2))
     return tried
+
+
+def rounded(rate):
+    return float(f"{rate:.6g}")
 
 
 def surroundings():
@@ -183,10 +189,13 @@ def parse_arguments(arguments):
     )
     add = parser.add_argument
     add(
-        "--tasks", nargs="+", default=[], help="in this order; all, the cheapest first, if left out"
+        "--tasks",
+        nargs="+",
+        default=[],
+        help="in this order; the main ones, the cheapest first, if left out",
     )
     add("--arms", nargs="+", default=[], help='such as Sage or "Sage 0.9"; all if left out')
-    add("--phase", choices=PHASES, help="one of the two; both if left out")
+    add("--phase", nargs="+", choices=SEEDS, default=["tune", "final"], help="in this order")
     add("--seeds", nargs="+", type=int, help="those of the phase if left out")
     add("--limit", type=int, help="how many runs to make at most")
     add("--glue-dir", type=pathlib.Path, help="folder of cola.train.tsv.gz and so on; else TFDS")

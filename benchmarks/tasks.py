@@ -46,6 +46,7 @@ class Task:
         metric: String, a key of `METRICS`.
         train_size: Integer, how many training examples each seed draws from those there are, or
             `None` for all of them.
+        wrong_labels: Float, the share of the training labels that are exchanged for another.
         seconds: Float, about how long a run takes, for the estimate of the time left.
     """
 
@@ -56,6 +57,7 @@ class Task:
     epochs: int
     metric: str = "accuracy"
     train_size: int | None = None
+    wrong_labels: float = 0.0
     seconds: float = 60.0
 
     def draw_examples(self, data, seed):
@@ -68,11 +70,13 @@ class Task:
         Returns:
             Tuple of inputs and labels.
         """
-        if self.train_size is None:
-            return data.train
         random = np.random.default_rng([seed, 1])
         chosen = random.permutation(len(data.train[1]))[: self.train_size]
-        return keras.tree.map_structure(lambda array: array[chosen], data.train)
+        inputs, labels = keras.tree.map_structure(lambda array: array[chosen], data.train)
+        wrong = random.permutation(len(labels))[: round(self.wrong_labels * len(labels))]
+        classes = labels.max() + 1
+        labels[wrong] = (labels[wrong] + random.integers(1, classes, len(wrong))) % classes
+        return inputs, labels
 
 
 # The metrics: functions of labels and logits.
@@ -212,7 +216,7 @@ def load_digits():
 
 
 def make_vit(width=64, blocks=3, heads=4, patch=7):
-    """A vision Transformer of 16 patches and 103 thousand parameters."""
+    """A vision Transformer of 16 patches, by default of 105 thousand parameters."""
     import keras_hub
 
     layers = keras.layers
@@ -229,13 +233,29 @@ def make_vit(width=64, blocks=3, heads=4, patch=7):
     return keras.Model(inputs, layers.Dense(10, name="logits")(x))
 
 
-def _draw_vit(model, seed):
-    keras.utils.set_random_seed(seed)
-    model.set_weights(make_vit().get_weights())
+def vit_task(name, width=64, **settings):
+    """A task of digits, from scratch.
+
+    Args:
+        name: String.
+        width: Integer, of the vision Transformer.
+        **settings: Further arguments of `Task`.
+    """
+    make_model = functools.partial(make_vit, width)
+
+    def draw_weights(model, seed):
+        keras.utils.set_random_seed(seed)
+        model.set_weights(make_model().get_weights())
+
+    settings = {"epochs": 10, "seconds": 30} | settings
+    return Task(name, load_digits, make_model, draw_weights, **settings)
+
+
+MAIN_TASKS = ("reviews320", "vit", "reviews1000", "cola", "rte", "mrpc", "reviews8000")
 
 
 def make_tasks(glue_folder=None):
-    """The tasks by name, the cheapest first.
+    """All tasks by name: the main ones, and those of the search for where guiding pays.
 
     Args:
         glue_folder: `pathlib.Path` of the GLUE files, or `None` for TFDS.
@@ -244,28 +264,32 @@ def make_tasks(glue_folder=None):
         Dict of name to `Task`.
     """
 
-    def reviews(size, epochs, seconds):
-        return Task(
-            f"reviews{size}",
-            load_reviews,
-            make_encoder,
-            _draw_head,
-            epochs,
-            train_size=size,
-            seconds=seconds,
-        )
+    def reviews(name, size, epochs, **settings):
+        seconds = 5 + epochs * size / 25
+        settings = {"train_size": size, "seconds": seconds, **settings}
+        return Task(name, load_reviews, make_encoder, _draw_head, epochs, **settings)
 
     def glue(name, length, epochs, metric, seconds):
         load = functools.partial(load_glue, name, length, glue_folder)
         return Task(name, load, make_encoder, _draw_head, epochs, metric, seconds=seconds)
 
     tasks = [
-        reviews(320, epochs=5, seconds=60),
-        Task("vit", load_digits, make_vit, _draw_vit, epochs=10, seconds=30),
-        reviews(1000, epochs=3, seconds=120),
+        reviews("reviews320", 320, epochs=5),
+        vit_task("vit"),
+        reviews("reviews1000", 1000, epochs=3),
         glue("cola", 32, epochs=3, metric="matthews", seconds=600),
         glue("rte", 128, epochs=5, metric="accuracy", seconds=1200),
         glue("mrpc", 128, epochs=3, metric="accuracy and F1", seconds=1000),
-        reviews(8000, epochs=3, seconds=900),
+        reviews("reviews8000", 8000, epochs=3),
+        # Little data, wrong labels, long training, another width.
+        vit_task("vit_320", train_size=320, epochs=100),
+        vit_task("vit_wrong", wrong_labels=0.2),
+        vit_task("vit_long", epochs=30, seconds=90),
+        vit_task("vit_narrow", width=16, seconds=20),
+        vit_task("vit_wide", width=192, seconds=120),
+        reviews("reviews100", 100, epochs=10),
+        reviews("reviews320_long", 320, epochs=10),
+        reviews("reviews320_wrong", 320, epochs=5, wrong_labels=0.2),
+        reviews("reviews1000_wrong", 1000, epochs=3, wrong_labels=0.2),
     ]
     return {task.name: task for task in tasks}

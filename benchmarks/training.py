@@ -69,7 +69,7 @@ class Trainer:
         ).history
         loss = history["loss"][-1]
         return {
-            **self._measure(),
+            **self.measure(),
             "train_loss": loss if math.isfinite(loss) else None,
             "seconds": time.perf_counter() - began,
         }
@@ -86,7 +86,8 @@ class Trainer:
         if hasattr(self.optimizer, "reseed"):
             self.optimizer.reseed(seed)
 
-    def _measure(self):
+    def measure(self):
+        """The metric of the model as it is, on the validation data, as a dict."""
         inputs, labels = self.data.validation
         # All batches of one size, or the rest would be compiled for itself.
         rows = np.arange(len(labels) + -len(labels) % VALIDATION_BATCH_SIZE) % len(labels)

@@ -1,5 +1,6 @@
 """The grid: which runs are missing, whole lines, and runs that can be repeated."""
 
+import dataclasses
 import json
 
 import keras
@@ -33,6 +34,7 @@ def load():
 
 
 TASK = Task("tiny", load, make_model, draw_weights, epochs=3, train_size=100)
+ALL_EXAMPLES = dataclasses.replace(TASK, train_size=None)
 ARM = {str(arm): arm for arm in ARMS}
 
 
@@ -89,6 +91,22 @@ def test_each_seed_draws_other_training_examples():
     assert all(len(labels) == 100 for _, labels in draws)
     np.testing.assert_array_equal(draws[0][0], draws[1][0])
     assert not np.array_equal(draws[0][0], draws[2][0])
+
+
+def test_wrong_labels_are_another_class_for_their_share():
+    task = dataclasses.replace(TASK, train_size=None, wrong_labels=0.2)
+    right, wrong = (one.draw_examples(load(), 3) for one in (ALL_EXAMPLES, task))
+    np.testing.assert_array_equal(right[0], wrong[0])
+    assert np.count_nonzero(right[1] != wrong[1]) == 26
+
+
+def test_phases_beyond_the_best_rate(tmp_path):
+    path = tmp_path / "glue.jsonl"
+    for line in tuned(best=4e-4):
+        results.append(path, line)
+    grid = glue.Grid(path, [ARM["AdamW"]], seeds=[0])
+    rates = {phase: grid.missing(TASK, phase)[0][1] for phase in glue.FACTORS}
+    assert rates == {"final": 4e-4, "twice": 8e-4, "four_times": 1.6e-3}
 
 
 def test_missing_runs_are_those_without_a_line(tmp_path):
