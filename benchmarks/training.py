@@ -75,6 +75,7 @@ class Trainer:
         }
 
     def _reset(self, learning_rate, seed):
+        keras.utils.set_random_seed(seed)  # on torch dropout draws from the global generator
         for variable, value in zip(self._variables, self._initial):
             variable.assign(value.copy())  # JAX may keep the array itself, and write into it
         self.task.draw_weights(self.model, seed)

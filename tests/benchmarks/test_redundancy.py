@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from benchmarks import redundancy
 from benchmarks import lines as results
+from benchmarks import redundancy
 from benchmarks.arms import ARMS
 from benchmarks.tasks import Data, Task
 
