@@ -10,13 +10,12 @@ loads it again, and lets it classify the sentences given with `--text`.
 """
 
 import argparse
-import dataclasses
 import pathlib
-import time
 
 import keras
 import keras_hub
 import numpy as np
+from common.comparison import EpochTimer, Run, final_sensitivities, print_accuracies
 from common.downloads import UnavailableError
 from common.encoders import minilm_folder
 from common.plots import plot_sensitivity_histogram, plot_validation_curves
@@ -24,7 +23,6 @@ from common.text import movie_snippets, tfds_text
 from common.training import (
     compiled_classifier,
     positive_integer,
-    print_rows,
     tokenize,
     warmup_and_decay,
 )
@@ -47,30 +45,6 @@ QUICK = {
 }
 
 
-class EpochTimer(keras.callbacks.Callback):
-    """Records the seconds of every epoch, training and validation."""
-
-    def __init__(self):
-        super().__init__()
-        self.seconds = []
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._began = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.seconds.append(time.perf_counter() - self._began)
-
-
-@dataclasses.dataclass
-class Run:
-    """What came of one optimizer."""
-
-    classifier: keras.Model
-    accuracies: list
-    seconds: list
-    scales: list
-
-
 def main(arguments=None):
     options = parse_arguments(arguments)
     try:
@@ -86,13 +60,13 @@ def main(arguments=None):
         optimizer.name: train(optimizer, preset, preprocessor, data, options)
         for optimizer in make_optimizers(options)
     }
-    print_table(runs)
+    print_accuracies(runs)
 
     options.output.mkdir(parents=True, exist_ok=True)
     draw(runs, options.output / "finetune_text.png")
-    better = max(runs, key=lambda name: runs[name].accuracies[-1])
+    better = max(runs, key=lambda name: runs[name].history["val_accuracy"][-1])
     path = options.output / "finetune_text.keras"
-    save(runs[better].classifier, preprocessor, path)
+    save(runs[better].model, preprocessor, path)
     print(f"Saved the model of {better} as {path}")
 
     # keras-hub's models do not restore how they were compiled, and say so at length.
@@ -155,40 +129,18 @@ def train(optimizer, preset, preprocessor, data, options):
         epochs=options.epochs,
         shuffle=False,  # the data set does it
         callbacks=[*loggers, timer],
-    ).history
-    scales = history.get("sensitivity/scale_mean", [])
-    return Run(classifier, history["val_accuracy"], timer.seconds, scales)
-
-
-def print_table(runs):
-    epochs = len(next(iter(runs.values())).accuracies)
-    header = [f"epoch {epoch + 1}" for epoch in range(epochs)]
-    rows = [["optimizer", *header, "final", "s/epoch", "mean scale"]]
-    for name, run in runs.items():
-        accuracies = [f"{accuracy:.4f}" for accuracy in [*run.accuracies, run.accuracies[-1]]]
-        scale = f"{np.mean(run.scales):.3f}" if run.scales else "-"
-        rows.append([name, *accuracies, f"{np.mean(run.seconds):.1f}", scale])
-    print_rows(rows)
+    )
+    return Run(classifier, history.history, timer.seconds)
 
 
 def draw(runs, path):
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     curves, histogram = figure.subplots(1, 2)
-    plot_validation_curves(curves, {name: run.accuracies for name, run in runs.items()})
-    plot_sensitivity_histogram(histogram, final_sensitivities(runs["Sage"].classifier))
+    accuracies = {name: run.history["val_accuracy"] for name, run in runs.items()}
+    plot_validation_curves(curves, accuracies)
+    plot_sensitivity_histogram(histogram, final_sensitivities(runs["Sage"].model))
     figure.savefig(path, dpi=100)
     print(f"Drew {path}")
-
-
-def final_sensitivities(classifier):
-    """The bias-corrected sensitivities of all guided parameters, as one array."""
-    return np.concatenate(
-        [
-            np.ravel(ops.convert_to_numpy(optimizer.sensitivity(variable)))
-            for optimizer in guided_optimizers(classifier.optimizer)
-            for variable in optimizer.guided_variables
-        ]
-    )
 
 
 def save(classifier, preprocessor, path):

@@ -4,16 +4,17 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 
-def plot_validation_curves(axes, curves):
-    """Draws the validation accuracy by epoch.
+def plot_validation_curves(axes, curves, figure="accuracy"):
+    """Draws the validation accuracy, or another figure, by epoch.
 
     Args:
         axes: Matplotlib axes.
-        curves: Dict of label to a list of accuracies, one for each epoch.
+        curves: Dict of label to a list of values, one for each epoch.
+        figure: String, what they are. Defaults to `"accuracy"`.
     """
-    for label, accuracies in curves.items():
-        axes.plot(range(1, len(accuracies) + 1), accuracies, marker="o", label=label)
-    axes.set(title="Validation accuracy", xlabel="epoch", ylabel="accuracy")
+    for label, values in curves.items():
+        axes.plot(range(1, len(values) + 1), values, marker="o", label=label)
+    axes.set(title=f"Validation {figure}", xlabel="epoch", ylabel=figure)
     axes.set_xlim(0.5, max(map(len, curves.values())) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)

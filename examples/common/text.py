@@ -3,12 +3,11 @@
 import io
 import tarfile
 import typing
-import urllib.error
-import urllib.request
 
 import numpy as np
 
-from common.downloads import Package, UnavailableError, fetch
+from common.downloads import Package, fetch
+from common.tfds import check_sizes, find_builder, prepare, split_names
 
 _SNIPPETS_FILE = "movieReviewSnippets_GroundTruth.txt"
 
@@ -28,8 +27,6 @@ _SNIPPETS = Package(
     read_file=_read_snippets,
     pip_options=("--no-binary", "vaderSentiment"),  # the wheel leaves the snippets out
 )
-
-_NETWORK_PROBE = "https://storage.googleapis.com"  # where TFDS keeps its own files
 
 
 class Examples(typing.NamedTuple):
@@ -74,7 +71,7 @@ def movie_snippets(train_size, validation_size, seed):
     lines = (fetch(_SNIPPETS) / _SNIPPETS_FILE).read_text(encoding="utf-8").splitlines()
     rows = [line.split("\t") for line in lines]
     rated = [(text, float(rating)) for _, rating, text in rows if abs(float(rating)) >= 1]
-    _check_sizes(train_size, validation_size, len(rated))
+    check_sizes(train_size, validation_size, len(rated))
     order = np.random.default_rng(seed).permutation(len(rated))
 
     def examples(indices):
@@ -108,30 +105,12 @@ def tfds_text(name, data_dir, train_size, validation_size):
         ValueError: If there is no such set, or it is of another kind or too small.
         UnavailableError: If the set is not prepared and there is no network.
     """
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
-        raise ValueError(
-            "Argument `dataset` must name a set of TensorFlow Datasets, or one prepared in "
-            f"`data_dir`. Received: dataset={name!r}, data_dir={data_dir!r}"
-        ) from error
+    builder = find_builder(name, data_dir)
     columns, label = _columns(name, builder)
-    if not builder.is_prepared():
-        _prepare(name, builder)
-
-    validation = next((s for s in builder.info.splits if s.startswith("validation")), None)
-    available = builder.info.splits["train"].num_examples
-    if validation is None:
-        _check_sizes(train_size, validation_size, available)
-        validation = f"train[-{validation_size}:]"
-    else:
-        _check_sizes(train_size, 0, available)
-        _check_sizes(0, validation_size, builder.info.splits[validation].num_examples)
-        validation = f"{validation}[:{validation_size}]"
+    prepare(name, builder)
+    train, validation = split_names(builder, train_size, validation_size)
     return TextData(
-        train=_read_split(builder, f"train[:{train_size}]", columns, label),
+        train=_read_split(builder, train, columns, label),
         validation=_read_split(builder, validation, columns, label),
         class_names=builder.info.features[label].names,
     )
@@ -154,23 +133,6 @@ def _columns(name, builder):
     return columns, labels[0]
 
 
-def _prepare(name, builder):
-    # TFDS itself would try for minutes.
-    try:
-        urllib.request.urlopen(_NETWORK_PROBE, timeout=5).close()
-    except urllib.error.HTTPError:
-        pass  # an answer all the same
-    except OSError as error:
-        raise UnavailableError(
-            f"The data set {name} is not prepared in {builder.data_path}, and there is no network "
-            f"to download it ({error}). Where there is one, run "
-            f"`python -c \"import tensorflow_datasets as tfds; tfds.load('{name}')\"`, copy the "
-            "folder ~/tensorflow_datasets here, and name it with --data-dir. Without --dataset "
-            "you get movie-review snippets from the Python package index."
-        ) from error
-    builder.download_and_prepare()
-
-
 def _read_split(builder, split, columns, label):
     import tensorflow_datasets as tfds
 
@@ -178,12 +140,3 @@ def _read_split(builder, split, columns, label):
     texts = tuple([row[column].decode("utf-8") for row in rows] for column in columns)
     labels = np.array([row[label] for row in rows], dtype="int32")
     return Examples(texts if len(columns) == 2 else texts[0], labels)
-
-
-def _check_sizes(train_size, validation_size, available):
-    if train_size + validation_size > available:
-        raise ValueError(
-            "Arguments `train_size` and `validation_size` ask for more examples than the "
-            f"{available} there are; pass smaller ones. Received: train_size={train_size}, "
-            f"validation_size={validation_size}"
-        )

@@ -2,8 +2,6 @@
 
 import math
 import re
-import subprocess
-import sys
 
 import finetune_text
 import keras
@@ -13,6 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 from common.downloads import UnavailableError
 from common.text import Examples, TextData, movie_snippets, tfds_text
+from example_runs import parse_table, run_example
 from matplotlib.image import imread
 
 ADJECTIVES = {"negative": ["dull", "bad"], "positive": ["fine", "good"]}
@@ -88,21 +87,6 @@ def tiny_preset(tmp_path_factory):
     return folder
 
 
-def run_script(examples, output, *arguments):
-    command = [sys.executable, str(examples / "finetune_text.py"), "--output", str(output)]
-    result = subprocess.run([*command, *arguments], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-def parse_table(output):
-    """The table as a dict of optimizer to a dict of column to text."""
-    lines = iter(output.splitlines())
-    header = next(re.split(r"\s{2,}", line.strip()) for line in lines if "mean scale" in line)
-    rows = [re.split(r"\s{2,}", next(lines).strip()) for _ in range(2)]
-    return {row[0]: dict(zip(header, row)) for row in rows}
-
-
 def reloaded_accuracy(output):
     return float(re.search(r"Loaded again, validation accuracy (\S+)", output)[1])
 
@@ -113,10 +97,10 @@ def positive_probability(output, text):
     return float(probability) if label == "positive" else 1 - float(probability)
 
 
-def test_quick_run_on_real_text(examples, tmp_path):
+def test_quick_run_on_real_text(tmp_path):
     typed = ("A moving, funny and gorgeous film.", "A bad, boring, tedious and stupid movie.")
     texts = [argument for text in typed for argument in ("--text", text)]
-    output = run_script(examples, tmp_path, "--quick", *texts)
+    output = run_example("finetune_text.py", tmp_path, "--quick", *texts)
 
     table = parse_table(output)
     assert list(table) == ["AdamW", "Sage"]
@@ -132,12 +116,12 @@ def test_quick_run_on_real_text(examples, tmp_path):
     assert positive_probability(output, typed[1]) < 0.5
 
 
-def test_own_preset_and_sentence_pairs_of_tfds(examples, tmp_path, tiny_preset, data_dir):
+def test_own_preset_and_sentence_pairs_of_tfds(tmp_path, tiny_preset, data_dir):
     arguments = ["--preset", tiny_preset, "--dataset", "tiny_pairs", "--data-dir", data_dir]
     arguments += ["--sequence-length", "12", "--train-size", "192", "--validation-size", "64"]
     arguments += ["--learning-rate", "0.005", "--sage-learning-rate", "0.01", "--epochs", "4"]
     arguments += ["--batch-size", "8", "--text", "a question", "a good sentence"]
-    output = run_script(examples, tmp_path, *arguments)
+    output = run_example("finetune_text.py", tmp_path, *arguments)
 
     table = parse_table(output)
     assert {row["final"] for row in table.values()} == {"1.0000"}
@@ -211,7 +195,7 @@ def test_runs_of_one_seed_begin_alike_and_see_the_same_batches(tiny_preset):
         )
         for _ in range(2)
     )
-    for one, other in zip(first.classifier.get_weights(), second.classifier.get_weights()):
+    for one, other in zip(first.model.get_weights(), second.model.get_weights()):
         np.testing.assert_array_equal(one, other)
 
 
