@@ -20,6 +20,7 @@ from benchmarks import lines as results
 SEEDS = {"tune": (100,), "final": range(5), "twice": range(5), "four_times": range(5)}
 FACTORS = {"final": 1, "twice": 2, "four_times": 4}
 FINE_TUNING_RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
+SCRATCH = ("vit", "translation")  # how the names of tasks from scratch begin
 SCRATCH_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 EXTENSIONS = 3  # at each end, at most
 
@@ -154,7 +155,7 @@ def rates_to_try(lines, task):
     Returns:
         List of floats.
     """
-    first = SCRATCH_RATES if task.startswith("vit") else FINE_TUNING_RATES
+    first = SCRATCH_RATES if task.startswith(SCRATCH) else FINE_TUNING_RATES
     values = results.tuning_values(lines, task)
     tried = sorted({*first, *(rate for rates in values.values() for rate in rates)})
     tuned = {arm for arm, rates in values.items() if set(first) <= set(rates)}

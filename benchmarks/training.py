@@ -35,7 +35,9 @@ class Trainer:
         self.optimizer = arm.make_optimizer(task.epochs * self.steps)
         self.model.compile(
             optimizer=self.optimizer,
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            loss=keras.losses.SparseCategoricalCrossentropy(
+                from_logits=True, ignore_class=task.ignored_label
+            ),
         )
         self.optimizer.build(self.model.trainable_variables)
         self._variables = self.model.variables + self.optimizer.variables
