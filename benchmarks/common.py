@@ -11,7 +11,7 @@ import statistics
 import subprocess
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-PACKAGES = ("keras", "tensorflow", "jax", "torch", "optax", "numpy")
+PACKAGES = ("keras", "keras-hub", "tensorflow", "jax", "torch", "optax", "numpy")
 
 # Vocabulary, width, layers, inner width, positions.
 ENCODERS = {
@@ -84,15 +84,19 @@ def record(benchmark, lines):
     """
     path = RESULTS / f"{benchmark}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    surroundings = {
+    with path.open("a") as file:
+        file.writelines(json.dumps(line | surroundings()) + "\n" for line in lines)
+    print(f"Appended {len(lines)} lines to {path.relative_to(RESULTS.parent.parent)}")
+
+
+def surroundings():
+    """Where a figure comes from: the date, the commit, the machine and the versions."""
+    return {
         "date": datetime.date.today().isoformat(),
         "commit": _commit(),
         "machine": machine(),
         "versions": versions(),
     }
-    with path.open("a") as file:
-        file.writelines(json.dumps(line | surroundings) + "\n" for line in lines)
-    print(f"Appended {len(lines)} lines to {path.relative_to(RESULTS.parent.parent)}")
 
 
 def machine():
@@ -117,6 +121,13 @@ def versions():
 
 
 def _commit():
-    command = ["git", "describe", "--always", "--dirty"]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=RESULTS.parent)
-    return run.stdout.strip() or "unknown"
+    """The commit, with "-dirty" if files other than the results differ from it."""
+
+    def git(*arguments):
+        run = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, cwd=RESULTS.parent.parent
+        )
+        return run.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")

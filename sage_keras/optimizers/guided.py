@@ -173,7 +173,7 @@ class SensitivityGuided(OptimizerMixin):
         average = measure.moving_average(ops.cast(slot, dtype), value, self.beta_3)
         self.assign(slot, average)
         if self.guide:
-            learning_rate = ops.multiply(learning_rate, self._scale(value, average))
+            learning_rate = ops.multiply(learning_rate, self._scale(variable, value, average))
             gradient = dense_gradient
         super().update_step(gradient, variable, learning_rate)
 
@@ -280,8 +280,11 @@ class SensitivityGuided(OptimizerMixin):
                     stacklevel=3,
                 )
 
-    def _scale(self, value, average):
-        """The learning-rate scale of this step, from its sensitivity and the moving average."""
+    def _scale(self, variable, value, average):
+        """The learning-rate scale of a variable's step, from its sensitivity and moving average.
+
+        The one place to override for another scale.
+        """
         smoothed = measure.as_stored(average, self.sensitivity_dtype)
         if self.bias_correction:
             step = ops.cast(self.iterations + 1, value.dtype)

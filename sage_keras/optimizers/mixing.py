@@ -125,8 +125,8 @@ class WeightMixing(PartialTraining):
         ]
         sizes = [0 if shape is None else math.prod(shape) for shape in self._column_shapes]
         self._column_ends = list(itertools.accumulate(sizes))
-        seed = _spread(self.seed)
-        self._seeds = _StepSeeds(seed, self)
+        seed = spread(self.seed)
+        self._seeds = StepSeeds(seed, self)
         # The columns of all variables, one after the other: 1 for those that are kept.
         self._columns = self.add_variable(
             shape=(sum(sizes),),
@@ -315,7 +315,7 @@ class WeightMixing(PartialTraining):
         )
 
 
-class _StepSeeds(keras.random.SeedGenerator):
+class StepSeeds(keras.random.SeedGenerator):
     """A seed generator that counts the optimizer's updates instead of its own calls.
 
     Masks follow from `iterations`, which is saved and which accumulation does not advance.
@@ -330,6 +330,6 @@ class _StepSeeds(keras.random.SeedGenerator):
         return ops.add(self.state, ops.stack([ops.zeros_like(step), step]))
 
 
-def _spread(seed):
+def spread(seed):
     # On torch Keras adds the count to the seed: the runs of neighbouring seeds would share masks.
     return seed * 2654435761 % 2**31

@@ -1,0 +1,157 @@
+"""Sage with the sensitivity taken out, a piece at a time: the controls of the evidence.
+
+Each is Sage but for the scale that multiplies a weight's learning rate, so that what a control
+lacks is what it tells apart.
+"""
+
+import math
+
+import keras
+from keras import ops
+
+from sage_keras import DPSMix, Sage
+from sage_keras.optimizers.mixing import StepSeeds, spread
+from sage_keras.statistics import total
+
+
+class MeanScale(Sage):
+    """AdamW with its rate times the mean of Sage's scale over all guided weights.
+
+    The mean is that of the step before, so that the update stays one pass. At the first step it is
+    0, as Sage's own bias-corrected scale is.
+    """
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        self._mean = self.add_variable((), dtype="float32", name="mean_scale")
+        self._sum = self.add_variable((), dtype="float32", name="sum_of_scales")
+
+    def apply(self, grads, trainable_variables=None):
+        super().apply(grads, trainable_variables)
+        count = sum(math.prod(slot.shape) for slot in self._sensitivities if slot is not None)
+        self._mean.assign(self._sum / count)
+        self._sum.assign(0.0)
+
+    def _scale(self, variable, value, average):
+        scale = super()._scale(variable, value, average)
+        self.assign_add(self._sum, total(scale))
+        return ops.convert_to_tensor(self._mean)
+
+
+class TensorMean(Sage):
+    """AdamW with the rate of each variable times the mean of Sage's scale over that variable."""
+
+    def _scale(self, variable, value, average):
+        return ops.mean(super()._scale(variable, value, average))
+
+
+class RandomScale(Sage):
+    """AdamW with a scale that has Sage's distribution and nothing to do with the weight it is for.
+
+    At each step the scales of each variable are dealt out again: laid out in one row and turned by
+    a random offset, so that every weight gets that of a random other one.
+    """
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        self._seeds = StepSeeds(0, self)
+        self.seed_state = self._seeds.state  # a variable of the optimizer: others need no tracing
+
+    def reseed(self, seed):
+        """Takes another series of offsets.
+
+        Args:
+            seed: Integer.
+        """
+        self.seed_state.assign([spread(seed), 0])
+
+    def _scale(self, variable, value, average):
+        scale = super()._scale(variable, value, average)
+        row = ops.reshape(scale, (-1,))
+        size = row.shape[0]
+        # An offset for each variable and step. Every draw of a step follows from one seed.
+        uniform = keras.random.uniform((len(self._sensitivities),), seed=self._seeds)
+        offset = ops.cast(uniform[self._get_variable_index(variable)] * size, "int32")
+        twice = ops.concatenate([row, row])
+        return ops.reshape(ops.slice(twice, [ops.minimum(offset, size - 1)], [size]), scale.shape)
+
+
+class FrozenScale(Sage):
+    """Sage up to the end of the warm-up, whose last scale each weight then keeps.
+
+    Args:
+        *args: Positional arguments of `Sage`.
+        warmup_steps: Integer, how many steps to guide.
+        **kwargs: Keyword arguments of `Sage`.
+    """
+
+    def __init__(self, *args, warmup_steps, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.warmup_steps = warmup_steps
+
+    def build(self, variables):
+        if self.built:
+            return
+        variables = list(variables)
+        super().build(variables)
+        self._frozen = [
+            None if slot is None else self._add_slot(variable, "frozen_scale", "float32")
+            for variable, slot in zip(variables, self._sensitivities)
+        ]
+
+    def _scale(self, variable, value, average):
+        scale = super()._scale(variable, value, average)
+        slot = self._frozen[self._get_variable_index(variable)]
+        frozen = ops.where(self.iterations < self.warmup_steps, scale, ops.convert_to_tensor(slot))
+        self.assign(slot, frozen)
+        return frozen
+
+
+class Calibrated(Sage):
+    """Sage with each variable's scale divided by its mean so far.
+
+    The mean is taken over the steps before, so that the update stays one pass, and leaves out the
+    first, at which the bias-corrected scale is 0. At the first two steps the scale stays as it is.
+    """
+
+    def build(self, variables):
+        if self.built:
+            return
+        variables = list(variables)
+        super().build(variables)
+        self._scale_sums = [
+            None if slot is None else self._add_slot(variable, "sum_of_scales", "float32", ())
+            for variable, slot in zip(variables, self._sensitivities)
+        ]
+
+    def _scale(self, variable, value, average):
+        scale = super()._scale(variable, value, average)
+        slot = self._scale_sums[self._get_variable_index(variable)]
+        so_far = ops.convert_to_tensor(slot)
+        steps = ops.cast(self.iterations - 1, "float32")  # without the first and this one
+        mean = ops.where(steps > 0, so_far / ops.maximum(steps, 1.0), 1.0)
+        self.assign(slot, so_far + ops.where(steps >= 0, ops.mean(scale), 0.0))
+        return scale / mean
+
+
+class SeededDPSMix(DPSMix):
+    """DPSMix whose seed can be set again, so that several runs share one compiled step."""
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        self.seed_state = self._seeds.state  # a variable of the optimizer: others need no tracing
+
+    def reseed(self, seed):
+        """Takes another series of masks.
+
+        Args:
+            seed: Integer.
+        """
+        self.seed_state.assign([spread(seed), 0])
+        self._columns.assign(self._draw(self._columns.shape, spread(seed)))

@@ -1,0 +1,216 @@
+"""Turns the lines of `results/glue.jsonl` into docs/results.md and its pictures.
+
+    python -m benchmarks.report
+
+The same lines give the same text.
+"""
+
+import argparse
+import collections
+import pathlib
+import statistics
+
+from benchmarks import common
+from benchmarks import lines as results
+from benchmarks.intervals import paired, pooled
+
+METHOD = pathlib.Path(__file__).parent / "method.md"
+DOCS = common.RESULTS.parents[1] / "docs"
+BASE = ("AdamW", None)
+SAGE = ("Sage", 0.75)
+CONTROLS = {
+    ("MeanScale", 0.75): "one mean scale for the whole model",
+    ("TensorMean", 0.75): "one mean scale for each tensor",
+    ("RandomScale", 0.75): "scales dealt out at random",
+    ("FrozenScale", 0.75): "scales frozen after warm-up",
+}
+ENOUGH_SEEDS = 5
+
+
+class Evidence:
+    """What the lines say of each task and arm.
+
+    Args:
+        lines: List of dicts.
+    """
+
+    def __init__(self, lines):
+        self.lines = lines
+        self.tasks = list(dict.fromkeys(line["task"] for line in lines))
+        self.metrics = {line["task"]: line["metric"] for line in lines}
+        self.best = {task: results.best_rates(lines, task) for task in self.tasks}
+        self.tuning = {task: results.tuning_values(lines, task) for task in self.tasks}
+        self.final = {task: self._final_values(task) for task in self.tasks}
+
+    def _final_values(self, task):
+        """The final metric by arm and seed, at the arm's best rate; arms in order of the file."""
+        values = collections.defaultdict(dict)
+        for line in self.lines:
+            arm = results.arm_of(line)
+            at_best = self.best[task].get(arm) == line["learning_rate"]
+            if (line["task"], line["phase"]) == (task, "final") and at_best:
+                values[arm][line["seed"]] = line["value"]
+        return dict(values)
+
+    def difference(self, task, arm, base=BASE):
+        """An arm against another on one task, `None` where there are too few seeds."""
+        final = self.final[task]
+        return paired(final.get(arm, {}), final.get(base, {}))
+
+    def compared(self, arm, base):
+        """The tasks on which both arms have all their seeds."""
+        return [
+            task
+            for task, final in self.final.items()
+            if len(final.get(arm, {}).keys() & final.get(base, {}).keys()) >= ENOUGH_SEEDS
+        ]
+
+    def pooled(self, arm, base):
+        """An arm against another on all tasks on which both are finished."""
+        tasks = self.compared(arm, base)
+        return pooled([(self.final[task][arm], self.final[task][base]) for task in tasks])
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--results", type=pathlib.Path, default=results.RESULTS, help="the lines")
+    parser.add_argument("--docs", type=pathlib.Path, default=DOCS, help="where results.md goes")
+    options = parser.parse_args(arguments)
+    lines = results.read(options.results)
+    if not lines:
+        raise SystemExit(f"No lines in {options.results}: run python -m benchmarks.glue first.")
+
+    from benchmarks import report_plots
+
+    evidence = Evidence(lines)
+    (options.docs / "images").mkdir(parents=True, exist_ok=True)
+    (options.docs / "results.md").write_text(write(evidence), encoding="utf-8")
+    report_plots.draw_differences(evidence, options.docs / "images" / "results_differences.png")
+    report_plots.draw_rates(evidence, options.docs / "images" / "results_rates.png")
+    print(f"Wrote {options.docs / 'results.md'} from {len(lines)} runs")
+
+
+def write(evidence):
+    """The page as a string.
+
+    Args:
+        evidence: An `Evidence`.
+    """
+    parts = [
+        "# Does SAGE help, and is it the sensitivity?",
+        answer(evidence),
+        state(evidence),
+        "![Difference to tuned AdamW by task](images/results_differences.png)",
+        *(task_section(evidence, task) for task in evidence.tasks),
+        "## Learning rates\n\n![Metric by learning rate](images/results_rates.png)",
+        METHOD.read_text(encoding="utf-8").strip(),
+        surroundings(evidence),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+# The answer.
+
+
+def answer(evidence):
+    sentences = [
+        f"**Does SAGE help?** {verdict(evidence, SAGE, BASE)}",
+        "**Is it the sensitivity?**",
+        *(verdict(evidence, SAGE, arm, what) for arm, what in CONTROLS.items()),
+    ]
+    unit = "Differences are in points, hundredths of the metric, with their 95 % intervals."
+    return " ".join([*sentences, unit])
+
+
+def verdict(evidence, arm, base, what=None):
+    """One sentence: the difference over the finished tasks, and what follows."""
+    label = f"{name(base)} ({what})" if what else f"tuned {name(base)}"
+    tasks = evidence.compared(arm, base)
+    if not tasks:
+        return f"{name(arm)} against {label}: no task is finished yet."
+    difference = evidence.pooled(arm, base)
+    finding = {1: "better", 0: "no difference that can be told from chance", -1: "worse"}
+    return (
+        f"{name(arm)} against {label}: {points(difference)}, {finding[difference.sign]} "
+        f"({', '.join(tasks)})."
+    )
+
+
+def state(evidence):
+    rows = [["task", "metric", "arms tuned", f"arms with {ENOUGH_SEEDS} seeds or more", "runs"]]
+    for task in evidence.tasks:
+        finished = [v for v in evidence.final[task].values() if len(v) >= ENOUGH_SEEDS]
+        runs = sum(line["task"] == task for line in evidence.lines)
+        cells = [len(evidence.tuning[task]), len(finished), runs]
+        rows.append([task, evidence.metrics[task], *map(str, cells)])
+    total = f"{len(evidence.lines)} runs. What is not finished is left out of the answer above."
+    return f"## What is finished\n\n{total}\n\n{table(rows)}"
+
+
+# The tables.
+
+
+def task_section(evidence, task):
+    header = ["arm", "best rate", "mean", "std", "worst", "seeds"]
+    header += ["to AdamW", "95 % interval", "over rates", "lowest"]
+    rows = [header]
+    for arm, rates in evidence.tuning[task].items():
+        best = evidence.best[task][arm]
+        edge = " (edge)" if len(rates) > 1 and best in (min(rates), max(rates)) else ""
+        cells = [name(arm), f"{best:g}{edge}", *final_cells(evidence, task, arm)]
+        tuned = list(rates.values())
+        rows.append([*cells, percent(statistics.fmean(tuned)), percent(min(tuned))])
+    return f"## {task}\n\n{table(rows)}"
+
+
+def final_cells(evidence, task, arm):
+    values = list(evidence.final[task].get(arm, {}).values())
+    if not values:
+        return ["-"] * 6
+    spread = percent(statistics.stdev(values)) if len(values) > 1 else "-"
+    cells = [percent(statistics.fmean(values)), spread, percent(min(values)), str(len(values))]
+    difference = None if arm == BASE else evidence.difference(task, arm)
+    if difference is None:
+        return [*cells, "", ""]
+    interval = f"{100 * difference.low:+.2f} to {100 * difference.high:+.2f}"
+    return [*cells, f"{100 * difference.mean:+.2f}", interval]
+
+
+def surroundings(evidence):
+    """Which machines and versions made the lines."""
+    machines = collections.Counter((line["machine"], line["backend"]) for line in evidence.lines)
+    versions = {
+        f"{package} {number}"
+        for line in evidence.lines
+        for package, number in line["versions"].items()
+    }
+    made = [f"- {count} runs on {on}, {backend}" for (on, backend), count in machines.items()]
+    return "\n".join(["## Machines", "", *made, "", f"Versions: {', '.join(sorted(versions))}."])
+
+
+def name(arm):
+    """An arm as it is written: its name, and its beta_3 where it has one."""
+    return arm[0] if arm[1] is None else f"{arm[0]} {arm[1]:g}"
+
+
+def percent(value):
+    return f"{100 * value:.2f}"
+
+
+def points(difference):
+    mean, low, high = (
+        f"{100 * value:+.2f}" for value in (difference.mean, difference.low, difference.high)
+    )
+    return f"{mean} [{low}, {high}]"
+
+
+def table(rows):
+    rows = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+if __name__ == "__main__":
+    main()

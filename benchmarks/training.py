@@ -1,0 +1,118 @@
+"""Runs of one arm on one task, which share one compiled model."""
+
+import math
+import time
+
+import keras
+import numpy as np
+from keras import ops
+
+from benchmarks.tasks import METRICS
+from sage_keras.callbacks import SwapTrueWeights
+from sage_keras.optimizers.mixing import WeightMixing
+
+BATCH_SIZE = 32
+VALIDATION_BATCH_SIZE = 128
+
+
+class Trainer:
+    """Trains one arm on one task, again and again, on a model that is compiled once.
+
+    Weights, slots and seeds are reset before each run, so that a run does not depend on those
+    before it.
+
+    Args:
+        task: A `Task`.
+        data: Its `Data`.
+        arm: An `Arm`.
+    """
+
+    def __init__(self, task, data, arm):
+        self.task = task
+        self.data = data
+        self.steps = (task.train_size or len(data.train[1])) // BATCH_SIZE
+        self.model = task.make_model()
+        self.optimizer = arm.make_optimizer(task.epochs * self.steps)
+        self.model.compile(
+            optimizer=self.optimizer,
+            loss=keras.losses.SparseCategoricalCrossentropy(
+                from_logits=True, ignore_class=task.ignored_label
+            ),
+        )
+        self.optimizer.build(self.model.trainable_variables)
+        self._variables = self.model.variables + self.optimizer.variables
+        self._initial = [np.array(ops.convert_to_numpy(one)) for one in self._variables]
+
+    def run(self, learning_rate, seed):
+        """Trains from the start, and measures.
+
+        Args:
+            learning_rate: Float, the highest of the schedule.
+            seed: Integer, which the training examples, the new weights, dropout, the order of the
+                examples and whatever the optimizer draws follow from.
+
+        Returns:
+            Dict of `value`, the metric on the validation data after the last epoch; `train_loss`,
+            the mean of the last epoch, `None` if it is not finite; `seconds`; and what else the
+            metric tells.
+        """
+        began = time.perf_counter()
+        self._reset(learning_rate, seed)
+        examples = self.task.draw_examples(self.data, seed)
+        mixing = isinstance(self.optimizer, WeightMixing)
+        history = self.model.fit(
+            *in_order(*examples, self.steps, self.task.epochs, seed),
+            batch_size=BATCH_SIZE,
+            epochs=self.task.epochs,
+            steps_per_epoch=self.steps,
+            shuffle=False,
+            callbacks=[SwapTrueWeights()] if mixing else [],
+            verbose=0,
+        ).history
+        loss = history["loss"][-1]
+        return {
+            **self.measure(),
+            "train_loss": loss if math.isfinite(loss) else None,
+            "seconds": time.perf_counter() - began,
+        }
+
+    def _reset(self, learning_rate, seed):
+        keras.utils.set_random_seed(seed)  # on torch dropout draws from the global generator
+        for variable, value in zip(self._variables, self._initial):
+            variable.assign(value.copy())  # JAX may keep the array itself, and write into it
+        self.task.draw_weights(self.model, seed)
+        random = np.random.default_rng([seed, 2])
+        for variable in self.model.variables:
+            if variable.path.endswith("seed_generator_state"):  # of dropout
+                variable.assign(np.array([random.integers(2**31), 0], "uint32"))
+        self.optimizer.schedule.peak.assign(learning_rate)
+        if hasattr(self.optimizer, "reseed"):
+            self.optimizer.reseed(seed)
+
+    def measure(self):
+        """The metric of the model as it is, on the validation data, as a dict."""
+        inputs, labels = self.data.validation
+        # All batches of one size, or the rest would be compiled for itself.
+        rows = np.arange(len(labels) + -len(labels) % VALIDATION_BATCH_SIZE) % len(labels)
+        padded = keras.tree.map_structure(lambda array: array[rows], inputs)
+        logits = self.model.predict(padded, batch_size=VALIDATION_BATCH_SIZE, verbose=0)
+        return METRICS[self.task.metric](labels, logits[: len(labels)])
+
+
+def in_order(inputs, labels, steps, epochs, seed):
+    """The examples of a whole training, one after the other: whole batches, shuffled anew by epoch.
+
+    Args:
+        inputs: Array or dict of arrays.
+        labels: Array.
+        steps: Integer, the batches of an epoch.
+        epochs: Integer.
+        seed: Integer that the order follows from.
+
+    Returns:
+        Tuple of inputs and labels.
+    """
+    random = np.random.default_rng([seed, 3])
+    orders = [random.permutation(len(labels))[: steps * BATCH_SIZE] for _ in range(epochs)]
+    order = np.concatenate(orders)
+    return keras.tree.map_structure(lambda array: array[order], (inputs, labels))
