@@ -32,9 +32,10 @@ class DPSDense(SubnetworkSelection, keras.optimizers.AdamW):
             `None`, all of them; `TRANSFORMER_MATRICES` are those of the authors.
         exclude: `None` or a list of regular expressions, the variables that always train. Defaults
             to `None`.
-        **kwargs: `on_nonfinite`, and the other arguments of `keras.optimizers.AdamW`: `beta_1`, `beta_2`, `epsilon`,
-            `amsgrad`, `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
-            `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, `name`.
+        **kwargs: `on_nonfinite`, and the other arguments of `keras.optimizers.AdamW`: `beta_1`,
+            `beta_2`, `epsilon`, `amsgrad`, `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`,
+            `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor`,
+            `gradient_accumulation_steps`, `name`.
 
     Example:
 
