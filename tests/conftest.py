@@ -4,7 +4,15 @@ from hypothesis import settings
 
 # What tests share holds no tests. Collected for doctests it would be imported a second time, under
 # another name, and its classes registered with Keras again.
-collect_ignore = ["bases.py", "logs.py", "mixing_jobs.py", "modes.py", "twin.py", "twin_dps.py"]
+collect_ignore = [
+    "bases.py",
+    "documents.py",
+    "logs.py",
+    "mixing_jobs.py",
+    "modes.py",
+    "twin.py",
+    "twin_dps.py",
+]
 
 # No deadlines: a test must not fail because a machine is slow. Hypothesis looks in new places on
 # every run at home, and in the same ones on a build server.

@@ -285,7 +285,7 @@ def layerwise_decay(model, decay=0.9):
         model: A built `keras.Model`: a backbone, or a model that contains one. Weights that are
             not trainable count for the depth of the others, and get no factor.
         decay: Float in (0, 1), the ratio of the rates of neighbouring blocks. Defaults to `0.9`;
-            0.65 to 0.95 is usual, and the lower the larger the model.
+            0.65 to 0.95 is usual, the closer to 1 the deeper the model.
 
     Returns:
         Dict of regular expression to factor, the argument `learning_rate_multipliers` of
