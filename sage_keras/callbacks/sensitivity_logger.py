@@ -2,7 +2,9 @@
 
 import importlib.util
 import math
+import os
 import pathlib
+from collections.abc import Sequence
 
 import keras
 from keras import ops
@@ -12,6 +14,7 @@ from sage_keras.analysis.log import FILE_NAME
 from sage_keras.callbacks.figures import UNKNOWN, SlotFigures, refuse
 from sage_keras.callbacks.sinks import JsonLinesSink, TensorBoardSink
 from sage_keras.optimizers.guided import guided_optimizers
+from sage_keras.types import Groups
 
 
 class SensitivityLogger(keras.callbacks.Callback):
@@ -91,12 +94,12 @@ class SensitivityLogger(keras.callbacks.Callback):
 
     def __init__(
         self,
-        log_dir=None,
-        update_freq="epoch",
-        groups=None,
-        quantiles=(0.05, 0.25, 0.5, 0.75, 0.95),
-        histograms=True,
-    ):
+        log_dir: str | os.PathLike | None = None,
+        update_freq: str | int = "epoch",
+        groups: Groups = None,
+        quantiles: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95),
+        histograms: bool = True,
+    ) -> None:
         super().__init__()
         self.log_dir = None if log_dir is None else pathlib.Path(log_dir)
         self.update_freq = arguments.frequency("update_freq", update_freq)

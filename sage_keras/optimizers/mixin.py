@@ -2,17 +2,20 @@
 
 import contextlib
 import re
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
 from sage_keras import arguments
 from sage_keras.paths import unique_paths, variable_path
+from sage_keras.types import Patterns
 
 
 class WholeState:
     """Base of all mixins: what they print, and state that loads whole or not at all."""
 
-    def summary(self, print_fn=print):
+    def summary(self, print_fn: Callable[[str], object] = print) -> None:
         """Prints the optimizer.
 
         Args:
@@ -73,7 +76,9 @@ class OptimizerMixin(WholeState):
         **kwargs: Keyword arguments of the base optimizer.
     """
 
-    def __init__(self, *args, include=None, exclude=None, **kwargs):
+    def __init__(
+        self, *args: Any, include: Patterns = None, exclude: Patterns = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.include = arguments.patterns("include", include)
         self.exclude = arguments.patterns("exclude", exclude)

@@ -1,6 +1,8 @@
 """The mixin that makes a Keras optimizer train the subnetworks it selects (DPS Dense)."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
@@ -10,6 +12,7 @@ from sage_keras.optimizers import selection
 from sage_keras.optimizers.guided import SensitivityGuided
 from sage_keras.optimizers.mixin import OptimizerMixin, check_order, print_summary, to_dense
 from sage_keras.paths import variable_path
+from sage_keras.types import Tensor, Variable
 
 _WRAPPERS = ("LossScaleOptimizer", "MultiOptimizer")
 
@@ -23,9 +26,10 @@ class PartialTraining(OptimizerMixin):
         **kwargs: Keyword arguments of the base optimizer, `include` and `exclude`.
     """
 
-    _settings = ("drop_rate", "include", "exclude")  # what `repr` shows
+    # What `repr` shows.
+    _settings: tuple[str, ...] = ("drop_rate", "include", "exclude")
 
-    def __init__(self, *args, drop_rate=0.3, **kwargs):
+    def __init__(self, *args: Any, drop_rate: float = 0.3, **kwargs: Any) -> None:
         if not isinstance(self, keras.optimizers.Optimizer):
             name = type(self).__name__
             raise TypeError(
@@ -52,7 +56,7 @@ class PartialTraining(OptimizerMixin):
         self._chosen = self._select(variables)
         super().build(variables)
 
-    def subnetwork(self, variable):
+    def subnetwork(self, variable: Variable) -> Tensor:
         """Which weights of a variable the coming step trains.
 
         Args:
@@ -75,7 +79,7 @@ class PartialTraining(OptimizerMixin):
             )
         return ops.broadcast_to(self._mask(index), tuple(variable.shape))
 
-    def summary(self, print_fn=print):
+    def summary(self, print_fn: Callable[[str], object] = print) -> None:
         """Prints which variables are trained in part.
 
         Args:
@@ -181,7 +185,14 @@ class SubnetworkSelection(PartialTraining):
         super().__init_subclass__(**kwargs)
         check_bases(cls, SubnetworkSelection, before=[SensitivityGuided])
 
-    def __init__(self, *args, total_steps=None, update_ratio=0.05, stage_steps=None, **kwargs):
+    def __init__(
+        self,
+        *args: Any,
+        total_steps: int | None = None,
+        update_ratio: float = 0.05,
+        stage_steps: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.update_ratio = arguments.number("update_ratio", update_ratio, 0.0, 1.0, "0.05")
         if (total_steps is None) == (stage_steps is None):
@@ -263,7 +274,7 @@ class SubnetworkSelection(PartialTraining):
         super().update_step(self._masked(gradient, index), variable, learning_rate)
 
     @property
-    def stage(self):
+    def stage(self) -> int:
         """The stage of the coming step: 1, in which all weights train, or 2."""
         return 1 if bool(ops.convert_to_numpy(self._in_stage_one())) else 2
 
