@@ -85,7 +85,7 @@ def _is_hook(attribute, value):
 
 def undocumented_arguments(value, text):
     entries = {}
-    section = re.search(r"^Args:\n((?:[ ]{4}.*\n|\n)*)", text + "\n", re.MULTILINE)
+    section = re.search(r"^(?:Args|Attributes):\n((?:[ ]{4}.*\n|\n)*)", text + "\n", re.MULTILINE)
     if section:
         for entry in re.split(r"^    (?=\S)", section[1], flags=re.MULTILINE)[1:]:
             name, _, rest = entry.partition(":")
@@ -99,11 +99,16 @@ def undocumented_arguments(value, text):
             if "**kwargs" not in entries:  # which says where the others are
                 yield f"argument `{name}` is not documented"
         elif parameter.default is not parameter.empty:
-            said = re.sub(r"[\s`]+", "", entries[name])
-            if f"Defaultsto{parameter.default!r}".replace(" ", "").replace("'", '"') not in (
-                said.replace("'", '"')
-            ):
-                yield f"the default of `{name}` is not said: {parameter.default!r}"
+            default = parameter.default
+            shown = "" if default is None else _written(default)  # None stands for something
+            if f"Defaultsto{shown}" not in re.sub(r"[\s`]+", "", entries[name]):
+                yield f"the default of `{name}` is not said: {default!r}"
+
+
+def _written(default):
+    """A default as the docstrings write it, without spaces."""
+    written = default.__name__ if callable(default) else repr(default)
+    return written.replace("'", '"').replace(" ", "")
 
 
 def missing_sections(value, text):

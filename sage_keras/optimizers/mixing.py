@@ -236,6 +236,9 @@ class WeightMixing(PartialTraining):
 
         Args:
             loss: The loss.
+
+        Returns:
+            The scaled loss.
         """
         if not self.swapped_by_callback:
             self._warn_of_mixed_weights()
