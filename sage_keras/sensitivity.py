@@ -18,11 +18,15 @@ Reference:
     - [Liang et al., 2022](https://arxiv.org/abs/2202.02664)
 """
 
+from typing import Any
+
 import keras
 from keras import ops
 
+from sage_keras.types import Tensor
 
-def compute_dtype(dtype):
+
+def compute_dtype(dtype: Any) -> str:
     """The dtype in which the sensitivity of weights of `dtype` is computed.
 
     At least float32: an epsilon of 1e-12 is zero in float16, and 0 / 0 would follow.
@@ -41,7 +45,7 @@ def compute_dtype(dtype):
     return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
 
 
-def sensitivity(weight, gradient):
+def sensitivity(weight: Tensor, gradient: Tensor) -> Tensor:
     """The sensitivity `|weight * gradient|` of every element.
 
     Args:
@@ -60,7 +64,7 @@ def sensitivity(weight, gradient):
     return ops.abs(ops.multiply(weight, gradient))
 
 
-def moving_average(average, value, beta_3):
+def moving_average(average: Tensor, value: Tensor, beta_3: float) -> Tensor:
     """The next exponential moving average.
 
     Args:
@@ -79,7 +83,7 @@ def moving_average(average, value, beta_3):
     return ops.add(ops.multiply(average, beta_3), ops.multiply(value, 1.0 - beta_3))
 
 
-def as_stored(average, dtype):
+def as_stored(average: Tensor, dtype: str) -> Tensor:
     """A moving average as a slot of `dtype` holds it, in its own dtype again.
 
     Args:
@@ -103,7 +107,7 @@ def as_stored(average, dtype):
     return ops.cast(ops.view(ops.left_shift(bits, 16), "float32"), average.dtype)
 
 
-def bias_corrected(average, beta_3, step):
+def bias_corrected(average: Tensor, beta_3: float, step: Tensor) -> Tensor:
     """A moving average that began at zero, freed of its pull towards zero.
 
     Args:
@@ -122,7 +126,7 @@ def bias_corrected(average, beta_3, step):
     return ops.divide(average, ops.subtract(1.0, ops.power(beta_3, step)))
 
 
-def learning_rate_scale(value, smoothed, epsilon=1e-12):
+def learning_rate_scale(value: Tensor, smoothed: Tensor, epsilon: float = 1e-12) -> Tensor:
     """The factor `s` by which each weight's learning rate is multiplied.
 
     It is small where the sensitivity is steady, and large where it varies. `epsilon` stands in
@@ -148,7 +152,7 @@ def learning_rate_scale(value, smoothed, epsilon=1e-12):
     return ops.divide(ops.add(variation, epsilon), ops.add(smoothed, epsilon))
 
 
-def last_value(average, previous_average, beta_3):
+def last_value(average: Tensor, previous_average: Tensor, beta_3: float) -> Tensor:
     """The value that took one moving average to the next: the inverse of `moving_average`.
 
     Args:

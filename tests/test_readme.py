@@ -1,18 +1,18 @@
 """The README's code runs as it stands."""
 
 import pathlib
-import re
+
+from documents import code_blocks
 
 from sage_keras.analysis import read_log
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def test_code_blocks_run_one_after_the_other(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "readme"}
-    quick_start, own_optimizer, seeing, selecting = BLOCKS
+    quick_start, own_optimizer, seeing, selecting = [code for code, _ in code_blocks(README)]
     exec(quick_start, names)
     assert "guides 4 of 4 variables" in capsys.readouterr().out
     exec(own_optimizer, names)

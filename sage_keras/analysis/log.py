@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +43,7 @@ class Series:
     """
 
     parameters: int
-    figures: dict
+    figures: dict[str, np.ndarray]
     histogram: Histogram | None
 
 
@@ -62,12 +64,12 @@ class Log:
 
     steps: np.ndarray
     epochs: np.ndarray
-    optimizers: list
+    optimizers: list[dict[str, Any]]
     model: Series
-    groups: dict
+    groups: dict[str, Series]
 
 
-def read_log(log_dir):
+def read_log(log_dir: str | os.PathLike) -> Log:
     """Reads what a `SensitivityLogger` wrote into a folder.
 
     The unfinished last line of a run that was killed is left out. Where a line's step is not

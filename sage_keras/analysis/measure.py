@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,9 +18,17 @@ from sage_keras.analysis.data import (
     to_tensors,
 )
 from sage_keras.paths import unique_paths
+from sage_keras.types import Arrays
 
 
-def measure_sensitivity(model, data, batches=None, per="batch", batch_size=None, verbose=1):
+def measure_sensitivity(
+    model: keras.Model,
+    data: Any,
+    batches: int | None = None,
+    per: str = "batch",
+    batch_size: int | None = None,
+    verbose: int = 1,
+) -> Arrays:
     """Measures the mean sensitivity |theta * gradient| of each trainable parameter over data.
 
     Any compiled model can be measured, whatever trained it. The loss is the compiled one, with

@@ -4,9 +4,19 @@ Each is drawn on the axes that the caller passes, or on a new figure that no pyp
 `axes.figure.savefig("picture.png")` writes it. All are readable without colour.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from sage_keras.analysis.log import Log
+from sage_keras.types import Arrays
+
+if TYPE_CHECKING:  # an extra, imported on use
+    from matplotlib.axes import Axes
 
 # One style for each line of a picture; the dashes tell them apart where the colours do not.
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (7, 2, 1.5, 2)), (0, (4, 1.5, 1, 1.5, 1, 1.5)))
@@ -29,7 +39,9 @@ def require_matplotlib():
     return matplotlib
 
 
-def plot_distribution(log, steps=None, axes=None):
+def plot_distribution(
+    log: Log, steps: Sequence[int] | None = None, axes: Axes | None = None
+) -> Axes:
     """Draws how the sensitivity of the parameters is distributed, at several steps.
 
     The area under a line is the share of parameters, on the logarithmic axis, which ends where
@@ -76,7 +88,7 @@ def plot_distribution(log, steps=None, axes=None):
     return axes
 
 
-def plot_heat_map(log, figure="mean", axes=None):
+def plot_heat_map(log: Log, figure: str = "mean", axes: Axes | None = None) -> Axes:
     """Draws one figure of each group of variables, by step.
 
     Sensitivities have a logarithmic colour scale, other figures a linear one. Its lightness rises
@@ -121,7 +133,7 @@ def plot_heat_map(log, figure="mean", axes=None):
     return axes
 
 
-def plot_scale(log, axes=None):
+def plot_scale(log: Log, axes: Axes | None = None) -> Axes:
     """Draws the learning-rate scale of the whole model over time, and its upper bound.
 
     The scale cannot be above `max(1, beta_3 / (1 - beta_3))`; with bias correction, at step `t`,
@@ -163,7 +175,9 @@ def plot_scale(log, axes=None):
     return axes
 
 
-def plot_pruning_curves(curves, metric="loss", axes=None):
+def plot_pruning_curves(
+    curves: Mapping[str, Arrays], metric: str = "loss", axes: Axes | None = None
+) -> Axes:
     """Draws what models lose when more and more of their weights are zero.
 
     Args:

@@ -2,6 +2,8 @@
 
 import contextlib
 import fractions as exact
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,12 +13,15 @@ from sage_keras import arguments
 from sage_keras.analysis.data import check_data, count_batches
 from sage_keras.analysis.scores import by_path, read_scores
 from sage_keras.groups import group_variables
+from sage_keras.types import Arrays, Scores
 
 _SCOPES = ("global", "layer")
 
 
 @contextlib.contextmanager
-def pruned(model, sensitivities, fraction, scope="global"):
+def pruned(
+    model: keras.Model, sensitivities: Scores, fraction: float, scope: str = "global"
+) -> Iterator[None]:
     """Zeroes the least sensitive weights of a model inside a `with` block.
 
     On leaving the block, after an exception too, each variable that `sensitivities` names is as
@@ -74,14 +79,14 @@ def pruned(model, sensitivities, fraction, scope="global"):
 
 
 def pruning_curve(
-    model,
-    data,
-    sensitivities,
-    fractions=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
-    scope="global",
-    batch_size=None,
-    verbose=1,
-):
+    model: keras.Model,
+    data: Any,
+    sensitivities: Scores,
+    fractions: Sequence[float] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
+    scope: str = "global",
+    batch_size: int | None = None,
+    verbose: int = 1,
+) -> Arrays:
     """Evaluates a model with more and more of its least sensitive weights zeroed.
 
     The weights are those that `pruned` chooses, and are restored as there.

@@ -6,7 +6,9 @@ import io
 import math
 import os
 import pathlib
+from collections.abc import Mapping
 
+from sage_keras.analysis.log import Log
 from sage_keras.analysis.plots import (
     plot_distribution,
     plot_heat_map,
@@ -14,6 +16,7 @@ from sage_keras.analysis.plots import (
     plot_scale,
     require_matplotlib,
 )
+from sage_keras.types import Arrays
 
 _PIXELS_PER_DOT = 2  # for sharp pictures on dense screens
 _UNKNOWN = "–"  # noqa: RUF001, an en dash, as in printed tables
@@ -40,7 +43,11 @@ img { display: block; max-width: 100%; height: auto; background: #fff; border-ra
 """
 
 
-def write_report(logs, output="report.html", pruning_curves=None):
+def write_report(
+    logs: Mapping[str, Log],
+    output: str | os.PathLike = "report.html",
+    pruning_curves: Mapping[str, Arrays] | None = None,
+) -> pathlib.Path:
     """Writes a page that shows and compares runs: tables and pictures, all in one file.
 
     The page needs no network and no other file. It is written whole or not at all.

@@ -3,15 +3,17 @@
 What `measure_sensitivity` returns is one; here are the baselines that it is compared with.
 """
 
+import keras
 import numpy as np
 from keras import ops
 
 from sage_keras.paths import unique_paths
+from sage_keras.types import Arrays
 
 _PATHS_SHOWN = 8
 
 
-def magnitude_scores(model):
+def magnitude_scores(model: keras.Model) -> Arrays:
     """The magnitudes of the weights, as scores for pruning: the classic baseline.
 
     Args:
@@ -31,7 +33,7 @@ def magnitude_scores(model):
     return {path: np.abs(to_numpy(variable)) for path, variable in by_path(model).items()}
 
 
-def random_scores(model, seed=0):
+def random_scores(model: keras.Model, seed: int = 0) -> Arrays:
     """Random scores for pruning: what any other choice has to beat.
 
     Args:

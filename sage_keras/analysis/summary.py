@@ -2,7 +2,9 @@
 
 import contextlib
 import math
+from collections.abc import Callable, Mapping
 
+import keras
 import numpy as np
 import rich.console
 import rich.markup
@@ -12,6 +14,7 @@ from sage_keras.analysis.scores import read_scores, to_numpy
 from sage_keras.groups import group_variables
 from sage_keras.optimizers.guided import guided_optimizers
 from sage_keras.paths import unique_paths
+from sage_keras.types import Scores
 
 _REDUNDANT = 0.01  # of the model's mean: parameters below it count as redundant
 _UNKNOWN = "-"
@@ -25,7 +28,12 @@ _COLUMNS = {
 }
 
 
-def summary(model, sensitivities=None, report=None, print_fn=None):
+def summary(
+    model: keras.Model,
+    sensitivities: Scores | None = None,
+    report: Mapping[str, Mapping[str, float]] | None = None,
+    print_fn: Callable[[str], object] | None = None,
+) -> None:
     """Prints a table of the model's layers and the sensitivity of their parameters.
 
     The columns are:

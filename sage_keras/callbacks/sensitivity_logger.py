@@ -1,11 +1,14 @@
 """A callback that reports how sensitivity is spread over the model while it trains."""
 
 import math
+import os
+from collections.abc import Sequence
 
 from sage_keras import arguments
 from sage_keras.callbacks.figures import UNKNOWN, SlotFigures, refuse
 from sage_keras.callbacks.state_logger import StateLogger
 from sage_keras.optimizers.guided import SensitivityGuided
+from sage_keras.types import Groups
 
 
 class SensitivityLogger(StateLogger):
@@ -88,12 +91,12 @@ class SensitivityLogger(StateLogger):
 
     def __init__(
         self,
-        log_dir=None,
-        update_freq="epoch",
-        groups=None,
-        quantiles=(0.05, 0.25, 0.5, 0.75, 0.95),
-        histograms=True,
-    ):
+        log_dir: str | os.PathLike | None = None,
+        update_freq: str | int = "epoch",
+        groups: Groups = None,
+        quantiles: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95),
+        histograms: bool = True,
+    ) -> None:
         super().__init__(log_dir, groups)
         self.update_freq = arguments.frequency("update_freq", update_freq)
         self.quantiles = arguments.probabilities("quantiles", quantiles)

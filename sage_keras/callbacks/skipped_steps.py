@@ -39,7 +39,7 @@ class RaiseOnSkippedSteps(keras.callbacks.Callback):
     >>> history = model.fit(x, y, callbacks=[RaiseOnSkippedSteps(limit=3)], verbose=0)
     """
 
-    def __init__(self, limit=10, update_freq=100):
+    def __init__(self, limit: int = 10, update_freq: str | int = 100) -> None:
         super().__init__()
         self.limit = arguments.integer("limit", limit, low=1, example=10)
         self.update_freq = arguments.frequency("update_freq", update_freq)

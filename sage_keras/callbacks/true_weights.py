@@ -31,7 +31,7 @@ class SwapTrueWeights(keras.callbacks.Callback):
     ... )
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self._unmixed = []
 

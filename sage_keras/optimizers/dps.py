@@ -21,7 +21,7 @@ class DPSDense(SubnetworkSelection, keras.optimizers.AdamW):
             fine-tune with 2e-5.
         weight_decay: Float, the decoupled weight decay. Defaults to `0.004`.
         total_steps: Integer, the number of updates of the whole training. Either this or
-            `stage_steps` has to be passed.
+            `stage_steps` has to be passed. Defaults to `None`.
         update_ratio: Float in (0, 1), the share of `total_steps` that a stage takes. Defaults to
             `0.05`.
         stage_steps: Integer, the number of updates of a stage. Defaults to `None`:
@@ -71,7 +71,7 @@ class DPSMix(SubnetworkMixing, keras.optimizers.AdamW):
             fine-tune with 2e-5.
         weight_decay: Float, the decoupled weight decay. Defaults to `0.004`.
         total_steps: Integer, the number of updates of the whole training. Either this or
-            `stage_steps` has to be passed.
+            `stage_steps` has to be passed. Defaults to `None`.
         update_ratio: Float in (0, 1), the share of `total_steps` that a stage takes. Defaults to
             `0.05`.
         stage_steps: Integer, the number of updates of a stage. Defaults to `None`:

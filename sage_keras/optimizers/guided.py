@@ -2,6 +2,8 @@
 
 import math
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
@@ -16,6 +18,7 @@ from sage_keras.optimizers.mixin import (
     print_summary,
 )
 from sage_keras.paths import unique_paths, variable_path
+from sage_keras.types import Tensor, Variable
 
 # The published rule scales the learning rate, which these bases do not pass through unchanged.
 _REFUSED_BASES = {
@@ -116,14 +119,14 @@ class SensitivityGuided(OptimizerMixin):
 
     def __init__(
         self,
-        *args,
-        beta_3=0.75,
-        sensitivity_epsilon=1e-12,
-        bias_correction=True,
-        sensitivity_dtype="float32",
-        guide=True,
-        **kwargs,
-    ):
+        *args: Any,
+        beta_3: float = 0.75,
+        sensitivity_epsilon: float = 1e-12,
+        bias_correction: bool = True,
+        sensitivity_dtype: str = "float32",
+        guide: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.beta_3 = arguments.number("beta_3", beta_3, 0.0, 1.0, "0.75")
         self.sensitivity_epsilon = arguments.number(
@@ -178,7 +181,7 @@ class SensitivityGuided(OptimizerMixin):
         super().update_step(gradient, variable, learning_rate)
 
     @property
-    def guided_variables(self):
+    def guided_variables(self) -> list[Variable]:
         """List of the guided variables, in the order of `sensitivities`.
 
         Empty before the optimizer is built.
@@ -189,7 +192,7 @@ class SensitivityGuided(OptimizerMixin):
         return [variable for variable, slot in slots if slot is not None]
 
     @property
-    def sensitivities(self):
+    def sensitivities(self) -> dict[str, Variable]:
         """The moving averages of the sensitivity, by variable path.
 
         A dict of `variable.path` to the optimizer's variable, guided variables only. It holds
@@ -202,7 +205,7 @@ class SensitivityGuided(OptimizerMixin):
         names = unique_paths(self._trainable_variables)
         return {name: slot for name, slot in zip(names, self._sensitivities) if slot is not None}
 
-    def sensitivity(self, variable):
+    def sensitivity(self, variable: Variable) -> Tensor:
         """The bias-corrected moving average of a variable's sensitivity.
 
         It is corrected whatever `bias_correction` says, so that figures of different steps and
@@ -230,7 +233,7 @@ class SensitivityGuided(OptimizerMixin):
         step = ops.maximum(ops.cast(self.iterations, dtype), 1)
         return measure.bias_corrected(ops.cast(slot, dtype), self.beta_3, step)
 
-    def summary(self, print_fn=print):
+    def summary(self, print_fn: Callable[[str], object] = print) -> None:
         """Prints which variables are guided.
 
         Args:
@@ -302,7 +305,7 @@ class SensitivityGuided(OptimizerMixin):
         return grads, variables
 
 
-def guided_optimizers(optimizer):
+def guided_optimizers(optimizer: keras.optimizers.Optimizer) -> list[SensitivityGuided]:
     """The guided optimizers in an optimizer, wrapped ones included.
 
     Args:

@@ -1,6 +1,8 @@
 """Learning rates by layer: the mixin, AdamW with it, and the decay by depth of fine-tuning."""
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
@@ -77,7 +79,9 @@ class LayerwiseLearningRate(WholeState):
         before = [WeightMixing, SubnetworkSelection, SensitivityGuided]
         check_bases(cls, LayerwiseLearningRate, before=before)
 
-    def __init__(self, *args, learning_rate_multipliers, **kwargs):
+    def __init__(
+        self, *args: Any, learning_rate_multipliers: dict[str, float], **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.learning_rate_multipliers = arguments.factors(
             "learning_rate_multipliers", learning_rate_multipliers
@@ -177,7 +181,7 @@ class LayerwiseLearningRate(WholeState):
         super().finalize_variable_values(var_list)
 
     @property
-    def multipliers(self):
+    def multipliers(self) -> dict[str, float]:
         """The factor of every variable, frozen ones included, as a dict by `variable.path`.
 
         Where a path occurs again the later ones are called `path#1`, `path#2` and so on. Empty
@@ -185,7 +189,7 @@ class LayerwiseLearningRate(WholeState):
         """
         return dict(zip(self._shapes, self._multipliers.values())) if self.built else {}
 
-    def summary(self, print_fn=print):
+    def summary(self, print_fn: Callable[[str], object] = print) -> None:
         """Prints the factor of every variable, after what the base's summary prints.
 
         Args:
@@ -269,7 +273,7 @@ class LayerwiseAdamW(LayerwiseLearningRate, keras.optimizers.AdamW):
     """
 
 
-def layerwise_decay(model, decay=0.9):
+def layerwise_decay(model: keras.Model, decay: float = 0.9) -> dict[str, float]:
     """The factors of a learning rate that falls with the distance from the head.
 
     The head of a transformer keeps the whole rate, each block has `decay` times the rate of what
@@ -285,7 +289,7 @@ def layerwise_decay(model, decay=0.9):
         model: A built `keras.Model`: a backbone, or a model that contains one. Weights that are
             not trainable count for the depth of the others, and get no factor.
         decay: Float in (0, 1), the ratio of the rates of neighbouring blocks. Defaults to `0.9`;
-            0.65 to 0.95 is usual, and the lower the larger the model.
+            0.65 to 0.95 is usual, the closer to 1 the deeper the model.
 
     Returns:
         Dict of regular expression to factor, the argument `learning_rate_multipliers` of

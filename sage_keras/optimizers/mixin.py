@@ -1,6 +1,7 @@
 """What the mixins for Keras optimizers share."""
 
 import re
+from typing import Any
 
 import keras
 
@@ -8,6 +9,7 @@ from sage_keras import arguments
 from sage_keras.optimizers.distribution import on_device_of, slot_layout
 from sage_keras.optimizers.whole_state import WholeState
 from sage_keras.paths import unique_paths, variable_path
+from sage_keras.types import Patterns
 
 
 class OptimizerMixin(WholeState):
@@ -23,7 +25,9 @@ class OptimizerMixin(WholeState):
         **kwargs: Keyword arguments of the base optimizer, and `on_nonfinite`.
     """
 
-    def __init__(self, *args, include=None, exclude=None, **kwargs):
+    def __init__(
+        self, *args: Any, include: Patterns = None, exclude: Patterns = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.include = arguments.patterns("include", include)
         self.exclude = arguments.patterns("exclude", exclude)

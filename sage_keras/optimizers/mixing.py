@@ -5,6 +5,8 @@ import itertools
 import math
 import random
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 from keras import ops
@@ -92,7 +94,7 @@ class WeightMixing(PartialTraining):
         super().__init_subclass__(**kwargs)
         check_bases(cls, WeightMixing, before=[SubnetworkSelection, SensitivityGuided])
 
-    def __init__(self, *args, seed=None, **kwargs):
+    def __init__(self, *args: Any, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if seed is None:
             seed = random.randrange(2**31)
@@ -161,7 +163,7 @@ class WeightMixing(PartialTraining):
         self._columns.assign(ops.where(updated, drawn, columns))
         self.mix()
 
-    def mix(self):
+    def mix(self) -> None:
         """Puts the mixed weights of the coming step into the model's variables.
 
         `apply` does so by itself. To be called before training goes on, after `unmix`.
@@ -180,7 +182,7 @@ class WeightMixing(PartialTraining):
             self.assign(variable, ops.cast(mixture, variable.dtype))
         self._mixed.assign(1)
 
-    def unmix(self):
+    def unmix(self) -> None:
         """Puts the true weights into the model's variables."""
         if not self.built:
             return
@@ -189,7 +191,7 @@ class WeightMixing(PartialTraining):
         self._mixed.assign(0)
 
     @contextlib.contextmanager
-    def true_weights(self):
+    def true_weights(self) -> Iterator[None]:
         """A context in which the model's variables hold the true weights.
 
         Where the context ends they hold again what they held where it began, which training has to
@@ -223,7 +225,7 @@ class WeightMixing(PartialTraining):
                 self.unmix()
 
     @property
-    def is_mixed(self):
+    def is_mixed(self) -> bool:
         """Whether the model's variables hold the mixed weights."""
         # When the first step of `fit` fails, JAX leaves variables without values.
         if not self.built or self._mixed._value is None:
@@ -235,6 +237,9 @@ class WeightMixing(PartialTraining):
 
         Args:
             loss: The loss.
+
+        Returns:
+            The scaled loss.
         """
         if not self.swapped_by_callback:
             self._warn_of_mixed_weights()

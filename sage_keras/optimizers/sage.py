@@ -1,5 +1,7 @@
 """SAGE on the optimizers that its authors used, and on plain SGD."""
 
+from typing import Any
+
 import keras
 
 from sage_keras.optimizers.guided import SensitivityGuided
@@ -107,7 +109,7 @@ class SageAdamax(SensitivityGuided, keras.optimizers.Adamax):
         - [Liang et al., 2022](https://arxiv.org/abs/2202.02664)
     """
 
-    def __init__(self, *args, bias_correction=False, **kwargs):
+    def __init__(self, *args: Any, bias_correction: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, bias_correction=bias_correction, **kwargs)
 
 
@@ -142,5 +144,5 @@ class SageSGD(SensitivityGuided, keras.optimizers.SGD):
         - [Liang et al., 2022](https://arxiv.org/abs/2202.02664)
     """
 
-    def __init__(self, *args, bias_correction=False, **kwargs):
+    def __init__(self, *args: Any, bias_correction: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, bias_correction=bias_correction, **kwargs)

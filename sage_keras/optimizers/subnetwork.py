@@ -1,6 +1,8 @@
 """The mixin that makes a Keras optimizer train the subnetworks it selects (DPS Dense)."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
@@ -11,6 +13,7 @@ from sage_keras.optimizers.gradients import to_dense
 from sage_keras.optimizers.guided import SensitivityGuided
 from sage_keras.optimizers.mixin import OptimizerMixin, check_order, print_summary
 from sage_keras.paths import variable_path
+from sage_keras.types import Tensor, Variable
 
 _WRAPPERS = ("LossScaleOptimizer", "MultiOptimizer")
 
@@ -24,9 +27,10 @@ class PartialTraining(OptimizerMixin):
         **kwargs: Keyword arguments of the base optimizer, `include`, `exclude` and `on_nonfinite`.
     """
 
-    _settings = ("drop_rate", "include", "exclude")  # what `repr` shows
+    # What `repr` shows.
+    _settings: tuple[str, ...] = ("drop_rate", "include", "exclude")
 
-    def __init__(self, *args, drop_rate=0.3, **kwargs):
+    def __init__(self, *args: Any, drop_rate: float = 0.3, **kwargs: Any) -> None:
         if not isinstance(self, keras.optimizers.Optimizer):
             name = type(self).__name__
             raise TypeError(
@@ -54,13 +58,13 @@ class PartialTraining(OptimizerMixin):
         super().build(variables)
 
     @property
-    def partial_variables(self):
+    def partial_variables(self) -> list[Variable]:
         """List of the variables that are trained in part. Empty before the optimizer is built."""
         if not self.built:
             return []
         return [one for one, chosen in zip(self._trainable_variables, self._chosen) if chosen]
 
-    def subnetwork(self, variable):
+    def subnetwork(self, variable: Variable) -> Tensor:
         """Which weights of a variable the coming step trains.
 
         Args:
@@ -83,7 +87,7 @@ class PartialTraining(OptimizerMixin):
             )
         return ops.broadcast_to(self._mask(index), tuple(variable.shape))
 
-    def summary(self, print_fn=print):
+    def summary(self, print_fn: Callable[[str], object] = print) -> None:
         """Prints which variables are trained in part.
 
         Args:
@@ -149,7 +153,8 @@ class SubnetworkSelection(PartialTraining):
     Args:
         *args: Positional arguments of the base optimizer.
         total_steps: Integer, the number of updates of the whole training, of which a stage takes
-            the share `update_ratio`. Either this or `stage_steps` has to be passed.
+            the share `update_ratio`. Either this or `stage_steps` has to be passed. Defaults to
+            `None`.
         update_ratio: Float in (0, 1), the share of `total_steps` that a stage takes. Defaults to
             `0.05`, ten cycles of two stages.
         stage_steps: Integer, the number of updates of a stage. Defaults to `None`:
@@ -189,7 +194,14 @@ class SubnetworkSelection(PartialTraining):
         super().__init_subclass__(**kwargs)
         check_bases(cls, SubnetworkSelection, before=[SensitivityGuided])
 
-    def __init__(self, *args, total_steps=None, update_ratio=0.05, stage_steps=None, **kwargs):
+    def __init__(
+        self,
+        *args: Any,
+        total_steps: int | None = None,
+        update_ratio: float = 0.05,
+        stage_steps: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.update_ratio = arguments.number("update_ratio", update_ratio, 0.0, 1.0, "0.05")
         if (total_steps is None) == (stage_steps is None):
@@ -271,7 +283,7 @@ class SubnetworkSelection(PartialTraining):
         super().update_step(self._masked(gradient, index), variable, learning_rate)
 
     @property
-    def stage(self):
+    def stage(self) -> int:
         """The stage of the coming step: 1, in which all weights train, or 2."""
         return 1 if bool(ops.convert_to_numpy(self._in_stage_one())) else 2
 

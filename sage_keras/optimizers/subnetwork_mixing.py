@@ -28,7 +28,8 @@ class SubnetworkMixing(WeightMixing, SubnetworkSelection):
     Args:
         *args: Positional arguments of the base optimizer.
         total_steps: Integer, the number of updates of the whole training, of which a stage takes
-            the share `update_ratio`. Either this or `stage_steps` has to be passed.
+            the share `update_ratio`. Either this or `stage_steps` has to be passed. Defaults to
+            `None`.
         update_ratio: Float in (0, 1), the share of `total_steps` that a stage takes. Defaults to
             `0.05`.
         stage_steps: Integer, the number of updates of a stage. Defaults to `None`:

@@ -1,6 +1,8 @@
 """What all mixins share: steps and states that count as a whole or not at all."""
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 from keras import ops
 
@@ -22,7 +24,7 @@ class WholeState:
         **kwargs: Keyword arguments of the base optimizer.
     """
 
-    def __init__(self, *args, on_nonfinite="propagate", **kwargs):
+    def __init__(self, *args: Any, on_nonfinite: str = "propagate", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.on_nonfinite = arguments.choice("on_nonfinite", on_nonfinite, ("propagate", "skip"))
 
@@ -68,7 +70,7 @@ class WholeState:
         self._skipped.assign_add(ops.cast(ops.logical_not(finite), self._skipped.dtype))
 
     @property
-    def skipped_steps(self):
+    def skipped_steps(self) -> int:
         """How many steps were skipped since their gradients were not finite, as an integer."""
         if self.on_nonfinite == "propagate" or not self.built:
             return 0
@@ -115,7 +117,7 @@ class WholeState:
         saved_state.check(description, self)
         super().load_own_variables(arrays)
 
-    def summary(self, print_fn=print):
+    def summary(self, print_fn: Callable[[str], object] = print) -> None:
         """Prints the optimizer.
 
         Args:
