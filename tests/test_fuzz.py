@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from modes import BACKEND
 
-CASES = int(os.environ.get("FUZZ_CASES", 6))
+CASES = int(os.environ.get("FUZZ_CASES", 4))
 
 
 @pytest.fixture(scope="module")
