@@ -181,7 +181,8 @@ def build_model(model, use_bias):
         # What a normalisation takes out again has a gradient of zero but for rounding.
         kept = not following[index].endswith("norm")
         layer, x = add_block(name, arguments, x, use_bias and kept, kept)
-        layer.trainable = index not in model["frozen"]
+        # Keras loads a frozen attention with variables that are trainable.
+        layer.trainable = index not in model["frozen"] or name == "attention"
     if len(x.shape) > 2:
         x = keras.ops.mean(x, axis=tuple(range(1, len(x.shape) - 1)))
     x = keras.layers.Dense(width, "tanh", use_bias=use_bias, name="pooler")(x)
