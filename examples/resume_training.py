@@ -105,9 +105,10 @@ class Batches(keras.utils.PyDataset):
 
 def seed_layers(model, seed, step):
     """Has the random numbers of the model's layers, here of dropout, follow from seed and step."""
-    for index, variable in enumerate(model.non_trainable_variables):
-        if variable.path.endswith("seed_generator_state"):
-            generator = np.random.default_rng([seed, step, index])
+    generator = np.random.default_rng([seed, step])
+    keras.utils.set_random_seed(int(generator.integers(2**31)))  # what dropout uses on torch
+    for variable in model.non_trainable_variables:
+        if variable.path.endswith("seed_generator_state"):  # and elsewhere
             variable.assign(generator.integers(2**31, size=2, dtype="uint32"))
 
 

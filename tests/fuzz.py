@@ -176,9 +176,13 @@ def build_model(model, use_bias):
     inputs, x = make_input(model)
     width = x.shape[-1]
     reversible = x._keras_history.operation if model["tied"] else None
+    following = [block[0] for block in model["blocks"][1:]] + ["pooler"]
     for index, (name, *arguments) in enumerate(model["blocks"]):
-        layer, x = add_block(name, arguments, x, use_bias)
-        layer.trainable = index not in model["frozen"]
+        # What a normalisation takes out again has a gradient of zero but for rounding.
+        kept = not following[index].endswith("norm")
+        layer, x = add_block(name, arguments, x, use_bias and kept, kept)
+        # Keras loads a frozen attention with variables that are trainable.
+        layer.trainable = index not in model["frozen"] or name == "attention"
     if len(x.shape) > 2:
         x = keras.ops.mean(x, axis=tuple(range(1, len(x.shape) - 1)))
     x = keras.layers.Dense(width, "tanh", use_bias=use_bias, name="pooler")(x)
@@ -200,7 +204,7 @@ def make_input(model):
     return inputs, keras.layers.Embedding(TOKENS, WIDTH, name="tokens")(inputs)
 
 
-def add_block(name, arguments, x, use_bias):
+def add_block(name, arguments, x, use_bias, use_scale):
     """The layer of a block, and what comes out of it."""
     layers, width = keras.layers, x.shape[-1]
     if name == "dense":
@@ -220,9 +224,9 @@ def add_block(name, arguments, x, use_bias):
         layer = layers.Dense(width, *arguments, use_bias=use_bias)
         return layer, layer(layer(x)) if name == "shared" else x + layer(x)
     elif name == "batch_norm":
-        layer = layers.BatchNormalization(center=use_bias)
+        layer = layers.BatchNormalization(center=use_bias, scale=use_scale)
     else:
-        layer = layers.LayerNormalization(center=use_bias)
+        layer = layers.LayerNormalization(center=use_bias, scale=use_scale)
     return layer, layer(x)
 
 

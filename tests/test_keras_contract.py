@@ -69,6 +69,12 @@ def test_variables_still_have_the_value_that_may_be_missing():
     assert keras.Variable([1.0])._value is not None
 
 
+def test_models_still_have_the_epoch_at_which_fit_begins():
+    """examples/resume_training.py: `BackupAndRestore` sets it, and so does the class on top."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    assert model._initial_epoch is None
+
+
 def test_seed_generators_still_have_a_state_that_next_returns():
     """mixing.py: the seed of a step."""
     generator = keras.random.SeedGenerator(3)
