@@ -58,7 +58,7 @@ def test_the_losses_are_the_same_however_many_devices_and_hosts(examples, tmp_pa
     assert [alone[name] for name in layout] == [1, 1, 1]
     assert [spread[name] for name in layout] == [1, 4, 2]
     assert [hosts[name] for name in layout] == [2, 4, 4]
-    assert alone["losses"][-1] < 0.7 * alone["losses"][0]
+    assert alone["losses"][-1] < 0.9 * alone["losses"][0]
     for report in (spread, hosts):
         assert report["losses"] == pytest.approx(alone["losses"], rel=1e-4)
         assert report["mean sensitivity"] == pytest.approx(alone["mean sensitivity"], rel=1e-3)
