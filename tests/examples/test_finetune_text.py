@@ -64,29 +64,6 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def tiny_preset(tmp_path_factory):
-    """The folder of a BERT of one layer, to be read as any other preset."""
-    words = "[PAD] [UNK] [CLS] [SEP] [MASK] a dull bad fine good question sentence"
-    tokenizer = keras_hub.models.BertTokenizer(vocabulary=words.split())
-    keras.utils.set_random_seed(0)
-    classifier = keras_hub.models.BertTextClassifier(
-        backbone=keras_hub.models.BertBackbone(
-            vocabulary_size=len(words.split()),
-            num_layers=1,
-            num_heads=2,
-            hidden_dim=32,
-            intermediate_dim=64,
-            max_sequence_length=16,
-        ),
-        num_classes=2,
-        preprocessor=keras_hub.models.BertTextClassifierPreprocessor(tokenizer),
-    )
-    folder = str(tmp_path_factory.mktemp("preset") / "tiny")
-    classifier.save_to_preset(folder)
-    return folder
-
-
 def reloaded_accuracy(output):
     return float(re.search(r"Loaded again, validation accuracy (\S+)", output)[1])
 
