@@ -45,14 +45,16 @@ def main(arguments=None):
     options = parse_arguments(arguments)
     if keras.backend.backend() != "tensorflow":
         stop("A module needs TensorFlow as Keras's backend: set KERAS_BACKEND=tensorflow.")
-    socket.setdefaulttimeout(5)  # of a download that does not begin; hub would wait for minutes
     try:
         data = movie_snippets(options.train_size, options.validation_size, options.seed)
         if options.handle is None:
             use_minilm(options)
+        socket.setdefaulttimeout(5)  # a download that does not begin; hub would wait for minutes
         models = {"AdamW": make_model(options), "Sage": make_model(options)}
     except (ImportError, UnavailableError, ValueError) as error:
         stop(error)
+    finally:
+        socket.setdefaulttimeout(None)
     before = [module_weights(model) for model in models.values()]
     runs = train(models, data, options)
     print_accuracies(runs)

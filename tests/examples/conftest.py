@@ -1,6 +1,8 @@
 import pathlib
 import sys
 
+import keras
+import keras_hub
 import pytest
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
@@ -16,9 +18,6 @@ def examples():
 @pytest.fixture(scope="session")
 def tiny_preset(tmp_path_factory):
     """The folder of a BERT of one layer, to be read as any other preset."""
-    import keras
-    import keras_hub
-
     words = "[PAD] [UNK] [CLS] [SEP] [MASK] a dull bad fine good question sentence"
     tokenizer = keras_hub.models.BertTokenizer(vocabulary=words.split())
     keras.utils.set_random_seed(0)

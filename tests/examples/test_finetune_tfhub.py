@@ -1,23 +1,23 @@
 """The example as a whole job on real text, where it can run at all."""
 
 import re
-import subprocess
-import sys
 
+import finetune_tfhub
 import pytest
-from example_runs import EXAMPLES, parse_table, run_example
+from example_runs import parse_table, run_example
 from matplotlib.image import imread
 from modes import BACKEND
 
 tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="the example stops; see below")
 
 
-def stopped(*arguments):
-    """The last line of an example that cannot have what it needs."""
-    command = [sys.executable, str(EXAMPLES / "finetune_tfhub.py"), *arguments]
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 2
-    return run.stderr.strip().splitlines()[-1]
+def stopped(capsys, *arguments):
+    """What the example prints that cannot have what it needs."""
+    with pytest.raises(SystemExit) as stop:
+        finetune_tfhub.main(arguments)
+    assert stop.value.code == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    return line
 
 
 @tensorflow_only
@@ -38,14 +38,12 @@ def test_quick_run_on_real_text(tmp_path):
 
 
 @tensorflow_only
-def test_missing_module_is_one_line_and_status_2(tmp_path):
-    line = stopped("--handle", str(tmp_path / "no_module"))
-    assert line.startswith("finetune_tfhub.py: Argument `handle` must be the URL of a module")
+def test_missing_module_is_one_line_and_status_2(tmp_path, capsys):
+    line = stopped(capsys, "--handle", str(tmp_path / "no_module"))
+    assert "Argument `handle` must be the URL of a module" in line
 
 
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="it is the backend that it needs")
-def test_other_backends_are_one_line_and_status_2():
-    assert stopped() == (
-        "finetune_tfhub.py: A module needs TensorFlow as Keras's backend: set "
-        "KERAS_BACKEND=tensorflow."
-    )
+def test_other_backends_are_one_line_and_status_2(capsys):
+    line = stopped(capsys)
+    assert line.endswith("needs TensorFlow as Keras's backend: set KERAS_BACKEND=tensorflow.")
