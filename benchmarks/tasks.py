@@ -347,7 +347,7 @@ def make_tasks(glue_folder=None):
             load_translation,
             make_translator,
             _draw_all(make_translator),
-            epochs=10,
+            epochs=15,
             metric="token accuracy",
             ignored_label=PADDING,
             seconds=60,
