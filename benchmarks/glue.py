@@ -16,9 +16,7 @@ from tqdm import tqdm
 from benchmarks import common
 from benchmarks import lines as results
 
-# By phase: the seeds, and what to multiply the best rate by.
 SEEDS = {"tune": (100,), "final": range(5), "twice": range(5), "four_times": range(5)}
-FACTORS = {"final": 1, "twice": 2, "four_times": 4}
 FINE_TUNING_RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
 SCRATCH = ("vit", "translation")  # how the names of tasks from scratch begin
 SCRATCH_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
@@ -80,7 +78,7 @@ class Grid:
 
         Args:
             task: A `Task`.
-            phase: `"tune"`, or a key of `FACTORS`.
+            phase: `"tune"`, or a key of `lines.FACTORS`.
 
         Returns:
             List of tuples of arm, learning rate, seed and phase. The rate is `None` where it is
@@ -94,7 +92,7 @@ class Grid:
             if phase == "tune":
                 rates = rates_to_try(self.lines, task.name)
             else:
-                rates = [rate and rounded(rate * FACTORS[phase])]
+                rates = [rate and results.rate_of_phase(rate, phase)]
             for rate in rates:
                 for seed in self.seeds or SEEDS[phase]:
                     if (task.name, arm.name, arm.beta_3, rate, seed, phase) not in there:
@@ -161,14 +159,10 @@ def rates_to_try(lines, task):
     tuned = {arm for arm, rates in values.items() if set(first) <= set(rates)}
     best = {rate for arm, rate in results.best_rates(lines, task).items() if arm in tuned}
     if tried[0] in best and tried[0] > 1.5 * first[0] / 2**EXTENSIONS:
-        tried.insert(0, rounded(tried[0] / 2))
+        tried.insert(0, results.rounded(tried[0] / 2))
     if tried[-1] in best and tried[-1] < first[-1] * 2**EXTENSIONS / 1.5:
-        tried.append(rounded(tried[-1] * 2))
+        tried.append(results.rounded(tried[-1] * 2))
     return tried
-
-
-def rounded(rate):
-    return float(f"{rate:.6g}")
 
 
 def surroundings():

@@ -9,6 +9,7 @@ from benchmarks import common
 
 RESULTS = common.RESULTS / "glue.jsonl"
 KEY = ("task", "arm", "beta_3", "learning_rate", "seed", "phase")
+FACTORS = {"final": 1, "twice": 2, "four_times": 4}  # of the best rate, by phase
 
 
 def read(path):
@@ -82,3 +83,21 @@ def best_rates(lines, task):
         arm: max(values, key=lambda rate: (values[rate], -rate))
         for arm, values in tuning_values(lines, task).items()
     }
+
+
+def rate_of_phase(best_rate, phase):
+    """The learning rate of the runs of a phase.
+
+    Args:
+        best_rate: Float.
+        phase: A key of `FACTORS`.
+
+    Returns:
+        Float.
+    """
+    return rounded(best_rate * FACTORS[phase])
+
+
+def rounded(rate):
+    """A learning rate as it is written: six digits."""
+    return float(f"{rate:.6g}")

@@ -14,6 +14,7 @@ from benchmarks import common
 from benchmarks import lines as results
 from benchmarks.intervals import paired, pooled
 
+REDUNDANCY = common.RESULTS / "redundancy.jsonl"
 METHOD = pathlib.Path(__file__).parent / "method.md"
 DOCS = common.RESULTS.parents[1] / "docs"
 BASE = ("AdamW", None)
@@ -40,16 +41,25 @@ class Evidence:
         self.metrics = {line["task"]: line["metric"] for line in lines}
         self.best = {task: results.best_rates(lines, task) for task in self.tasks}
         self.tuning = {task: results.tuning_values(lines, task) for task in self.tasks}
-        self.final = {task: self._final_values(task) for task in self.tasks}
+        self.final = {task: self.values(task, "final") for task in self.tasks}
 
-    def _final_values(self, task):
-        """The final metric by arm and seed, at the arm's best rate; arms in order of the file."""
+    def values(self, task, phase):
+        """The metric of a phase by arm and seed, where the rate still follows from the best one.
+
+        Args:
+            task: String.
+            phase: A key of `lines.FACTORS`.
+
+        Returns:
+            Dict of arm to a dict of seed to metric.
+        """
         values = collections.defaultdict(dict)
         for line in self.lines:
-            arm = results.arm_of(line)
-            at_best = self.best[task].get(arm) == line["learning_rate"]
-            if (line["task"], line["phase"]) == (task, "final") and at_best:
-                values[arm][line["seed"]] = line["value"]
+            if (line["task"], line["phase"]) == (task, phase):
+                arm = results.arm_of(line)
+                best = self.best[task].get(arm)
+                if best and line["learning_rate"] == results.rate_of_phase(best, phase):
+                    values[arm][line["seed"]] = line["value"]
         return dict(values)
 
     def difference(self, task, arm, base=BASE):
@@ -77,6 +87,9 @@ def main(arguments=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--results", type=pathlib.Path, default=results.RESULTS, help="the lines")
+    parser.add_argument(
+        "--redundancy", type=pathlib.Path, default=REDUNDANCY, help="those of that benchmark"
+    )
     parser.add_argument("--docs", type=pathlib.Path, default=DOCS, help="where results.md goes")
     options = parser.parse_args(arguments)
     lines = results.read(options.results)
@@ -87,17 +100,20 @@ def main(arguments=None):
 
     evidence = Evidence(lines)
     (options.docs / "images").mkdir(parents=True, exist_ok=True)
-    (options.docs / "results.md").write_text(write(evidence), encoding="utf-8")
+    (options.docs / "results.md").write_text(
+        write(evidence, results.read(options.redundancy)), encoding="utf-8"
+    )
     report_plots.draw_differences(evidence, options.docs / "images" / "results_differences.png")
     report_plots.draw_rates(evidence, options.docs / "images" / "results_rates.png")
     print(f"Wrote {options.docs / 'results.md'} from {len(lines)} runs")
 
 
-def write(evidence):
+def write(evidence, redundancy=()):
     """The page as a string.
 
     Args:
         evidence: An `Evidence`.
+        redundancy: List of dicts, the lines of `benchmarks.redundancy`.
     """
     parts = [
         "# Does SAGE help, and is it the sensitivity?",
@@ -106,6 +122,8 @@ def write(evidence):
         "![Difference to tuned AdamW by task](images/results_differences.png)",
         *(task_section(evidence, task) for task in evidence.tasks),
         "## Learning rates\n\n![Metric by learning rate](images/results_rates.png)",
+        *high_rates_section(evidence),
+        *redundancy_section(redundancy),
         METHOD.read_text(encoding="utf-8").strip(),
         surroundings(evidence),
     ]
@@ -179,6 +197,38 @@ def final_cells(evidence, task, arm):
     return [*cells, f"{100 * difference.mean:+.2f}", interval]
 
 
+def high_rates_section(evidence):
+    """What is left at twice and four times the best rate, as a list of one part or none."""
+    rows = [["task, arm", "best rate", "mean", "twice", "four times"]]
+    for task in evidence.tasks:
+        phases = [evidence.values(task, phase) for phase in results.FACTORS]
+        for arm in phases[0]:
+            if any(arm in values for values in phases[1:]):
+                means = [mean(values.get(arm, {}).values()) for values in phases]
+                rows.append([f"{task}, {name(arm)}", f"{evidence.best[task][arm]:g}", *means])
+    return [f"## Beyond the best rate\n\n{table(rows)}"] if len(rows) > 1 else []
+
+
+def redundancy_section(lines):
+    """How even the sensitivity is and what pruning costs, as a list of one part or none."""
+    if not lines:
+        return []
+    groups = collections.defaultdict(list)
+    for line in lines:
+        groups[line["task"], results.arm_of(line)].append(line)
+    fractions = list(lines[0]["pruning"])
+    rows = [["task, arm", "seeds", "Gini index", *(f"{float(f):.0%}" for f in fractions)]]
+    for (task, arm), some in groups.items():
+        gini = f"{statistics.fmean(line['gini'] for line in some):.4f}"
+        kept = [mean([line["pruning"][fraction] for line in some]) for fraction in fractions]
+        rows.append([f"{task}, {name(arm)}", str(len(some)), gini, *kept])
+    text = (
+        "The Gini index of the sensitivity of the trained blocks (0 where all weights are equally "
+        "sensitive), and the metric with so many of their least sensitive weights zeroed."
+    )
+    return [f"## Redundancy\n\n{text}\n\n{table(rows)}"]
+
+
 def surroundings(evidence):
     """Which machines and versions made the lines."""
     machines = collections.Counter((line["machine"], line["backend"]) for line in evidence.lines)
@@ -194,6 +244,11 @@ def surroundings(evidence):
 def name(arm):
     """An arm as it is written: its name, and its beta_3 where it has one."""
     return arm[0] if arm[1] is None else f"{arm[0]} {arm[1]:g}"
+
+
+def mean(values):
+    """The mean of metrics as it is written, a dash where there are none."""
+    return percent(statistics.fmean(values)) if len(values) else "-"
 
 
 def percent(value):

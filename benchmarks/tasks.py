@@ -78,7 +78,7 @@ class Task:
         inputs, labels = keras.tree.map_structure(lambda array: array[chosen], data.train)
         wrong = random.permutation(len(labels))[: round(self.wrong_labels * len(labels))]
         classes = labels.max() + 1
-        labels[wrong] = (labels[wrong] + random.integers(1, classes, len(wrong))) % classes
+        labels[wrong] = (labels[wrong] + random.integers(1, classes, labels[wrong].shape)) % classes
         return inputs, labels
 
 
@@ -347,7 +347,7 @@ def make_tasks(glue_folder=None):
             load_translation,
             make_translator,
             _draw_all(make_translator),
-            epochs=10,
+            epochs=15,
             metric="token accuracy",
             ignored_label=PADDING,
             seconds=60,

@@ -42,6 +42,8 @@ class Trainer:
         self.optimizer.build(self.model.trainable_variables)
         self._variables = self.model.variables + self.optimizer.variables
         self._initial = [np.array(ops.convert_to_numpy(one)) for one in self._variables]
+        # The first `fit` traces the model, which on torch draws random numbers.
+        self._fit(*in_order(*data.train, steps=1, epochs=1, seed=0), epochs=1)
 
     def run(self, learning_rate, seed):
         """Trains from the start, and measures.
@@ -59,16 +61,8 @@ class Trainer:
         began = time.perf_counter()
         self._reset(learning_rate, seed)
         examples = self.task.draw_examples(self.data, seed)
-        mixing = isinstance(self.optimizer, WeightMixing)
-        history = self.model.fit(
-            *in_order(*examples, self.steps, self.task.epochs, seed),
-            batch_size=BATCH_SIZE,
-            epochs=self.task.epochs,
-            steps_per_epoch=self.steps,
-            shuffle=False,
-            callbacks=[SwapTrueWeights()] if mixing else [],
-            verbose=0,
-        ).history
+        batches = in_order(*examples, self.steps, self.task.epochs, seed)
+        history = self._fit(*batches, self.task.epochs)
         loss = history["loss"][-1]
         return {
             **self.measure(),
@@ -76,8 +70,21 @@ class Trainer:
             "seconds": time.perf_counter() - began,
         }
 
+    def _fit(self, inputs, labels, epochs):
+        mixing = isinstance(self.optimizer, WeightMixing)
+        return self.model.fit(
+            inputs,
+            labels,
+            batch_size=BATCH_SIZE,
+            epochs=epochs,
+            steps_per_epoch=len(labels) // BATCH_SIZE // epochs,
+            shuffle=False,
+            callbacks=[SwapTrueWeights()] if mixing else [],
+            verbose=0,
+        ).history
+
     def _reset(self, learning_rate, seed):
-        keras.utils.set_random_seed(seed)  # on torch dropout draws from the global generator
+        keras.utils.set_random_seed(seed)  # torch's dropout has no seed of its own
         for variable, value in zip(self._variables, self._initial):
             variable.assign(value.copy())  # JAX may keep the array itself, and write into it
         self.task.draw_weights(self.model, seed)

@@ -105,7 +105,7 @@ def test_phases_beyond_the_best_rate(tmp_path):
     for line in tuned(best=4e-4):
         results.append(path, line)
     grid = glue.Grid(path, [ARM["AdamW"]], seeds=[0])
-    rates = {phase: grid.missing(TASK, phase)[0][1] for phase in glue.FACTORS}
+    rates = {phase: grid.missing(TASK, phase)[0][1] for phase in results.FACTORS}
     assert rates == {"final": 4e-4, "twice": 8e-4, "four_times": 1.6e-3}
 
 
