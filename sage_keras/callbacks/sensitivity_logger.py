@@ -106,7 +106,8 @@ class SensitivityLogger(keras.callbacks.Callback):
         self.groups = groups
         self.quantiles = arguments.probabilities("quantiles", quantiles)
         self.histograms = arguments.boolean("histograms", histograms)
-        self._every = {"epoch": math.inf, "batch": 1}.get(update_freq, update_freq)
+        every: dict[str | int, float] = {"epoch": math.inf, "batch": 1}
+        self._every = every.get(update_freq, update_freq)
 
     def on_train_begin(self, logs=None):
         optimizer = self.model.optimizer

@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -12,7 +12,13 @@ from sage_keras.paths import unique_paths, variable_path
 from sage_keras.types import Patterns
 
 
-class WholeState:
+if TYPE_CHECKING:  # what the mixins are mixed into; none of them is an optimizer by itself
+    from keras.optimizers import Optimizer as _Optimizer
+else:
+    _Optimizer = object
+
+
+class WholeState(_Optimizer):
     """Base of all mixins: what they print, and state that loads whole or not at all."""
 
     def summary(self, print_fn: Callable[[str], object] = print) -> None:
