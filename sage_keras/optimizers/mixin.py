@@ -11,7 +11,6 @@ from sage_keras import arguments
 from sage_keras.paths import unique_paths, variable_path
 from sage_keras.types import Patterns
 
-
 if TYPE_CHECKING:  # what the mixins are mixed into; none of them is an optimizer by itself
     from keras.optimizers import Optimizer as _Optimizer
 else:
