@@ -134,6 +134,13 @@ def frequency(argument, value):
     return int(value)
 
 
+def batches(frequency):
+    """How many batches a frequency stands for: infinitely many for "epoch"."""
+    if isinstance(frequency, int):
+        return frequency
+    return {"epoch": math.inf, "batch": 1}[frequency]
+
+
 def choice(argument, value, allowed):
     """`value`, if it is one of the `allowed` strings."""
     if value not in allowed:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sage_keras.analysis.log import Log
+from sage_keras.analysis.log import Histogram, Log
 from sage_keras.types import Arrays
 
 if TYPE_CHECKING:  # an extra, imported on use
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 # One style for each line of a picture; the dashes tell them apart where the colours do not.
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (7, 2, 1.5, 2)), (0, (4, 1.5, 1, 1.5, 1, 1.5)))
@@ -60,14 +61,14 @@ def plot_distribution(
     Raises:
         ValueError: If the log has no histogram, or none at one of the steps.
     """
-    histogram = log.model.histogram
-    rows = _rows_of(log, steps)
+    histogram, rows = _histogram_at(log, steps)
     axes = axes or _new_axes()
     # The bins are of unlike widths, so counts alone would go up and down from bin to bin.
     decades = np.diff(np.log10(histogram.edges))
     centres = np.sqrt(histogram.edges[:-1] * histogram.edges[1:])
     colors = _shades(len(rows))
-    lines, labels = [], []
+    lines: list[Line2D] = []
+    labels = []
     for position, row in enumerate(rows):
         total = histogram.counts[row].sum() + histogram.zeros[row]
         density = histogram.counts[row] / max(total, 1) / decades
@@ -159,10 +160,10 @@ def plot_scale(log: Log, axes: Axes | None = None) -> Axes:
         label = f"from {quantiles[0]:.4g} to {quantiles[-1]:.4g} quantile"
         axes.fill_between(log.steps, low, high, color="tab:blue", alpha=0.2, lw=0, label=label)
     few = len(log.steps) <= 30  # a lone report is a point, not a line
-    marks = {"marker": "o", "markersize": 3} if few else {}
+    marks: dict[str, Any] = {"marker": "o", "markersize": 3} if few else {}
     axes.plot(log.steps, figures["scale_mean"], "-", color="tab:blue", label="mean", **marks)
     if "scale_max" in figures:
-        style = {"linestyle": _DASHES[2], "color": "0.15"}
+        style: dict[str, Any] = {"linestyle": _DASHES[2], "color": "0.15"}
         axes.plot(log.steps, figures["scale_max"], **style, **marks, label="maximum")
     if log.optimizers:
         bound = np.max([_bound(one, log.steps) for one in log.optimizers], axis=0)
@@ -202,7 +203,7 @@ def plot_pruning_curves(
                 f"Received: metric={metric!r}"
             )
     axes = axes or _new_axes()
-    lines = []
+    lines: list[Line2D] = []
     for position, curve in enumerate(curves.values()):
         lines += axes.plot(
             100 * np.asarray(curve["fraction"]),
@@ -226,17 +227,17 @@ def _new_axes(height=4.0):
     return Figure(figsize=(6.4, height), dpi=100, layout="constrained").subplots()
 
 
-def _rows_of(log, steps):
-    """The positions of the reports at `steps`, or of a few that have a histogram."""
+def _histogram_at(log: Log, steps: Sequence[int] | None) -> tuple[Histogram, Sequence[int]]:
+    """The histogram, and its rows of the reports at `steps`, or of a few that have one."""
     histogram = log.model.histogram
-    there = [] if histogram is None else np.flatnonzero(np.isfinite(histogram.zeros))
-    if len(there) == 0:
+    there = [] if histogram is None else np.flatnonzero(np.isfinite(histogram.zeros)).tolist()
+    if histogram is None or not there:
         raise ValueError(
             "The log has no histogram to draw. Log with SensitivityLogger(..., histograms=True)."
         )
     if steps is None:
         chosen = np.linspace(0, len(there) - 1, min(_MOST_LINES, len(there)))
-        return there[np.rint(chosen).astype(int)]
+        return histogram, [there[position] for position in np.rint(chosen).astype(int)]
     known = log.steps[there].tolist()
     unknown = sorted(set(steps) - set(known))
     if unknown:
@@ -244,7 +245,7 @@ def _rows_of(log, steps):
             f"Argument `steps` must be steps of reports with a histogram, of which the log has "
             f"{len(known)} from {known[0]} to {known[-1]}. It has none at {unknown}."
         )
-    return [there[known.index(step)] for step in steps]
+    return histogram, [there[known.index(step)] for step in steps]
 
 
 def _check_figure(log, figure):

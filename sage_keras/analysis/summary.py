@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import keras
 import numpy as np
@@ -18,7 +19,7 @@ from sage_keras.types import Scores
 
 _REDUNDANT = 0.01  # of the model's mean: parameters below it count as redundant
 _UNKNOWN = "-"
-_COLUMNS = {
+_COLUMNS: dict[str, Literal["left", "right"]] = {
     "Layer": "left",
     "Parameters": "right",
     "Guided": "left",

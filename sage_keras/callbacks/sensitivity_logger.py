@@ -1,6 +1,5 @@
 """A callback that reports how sensitivity is spread over the model while it trains."""
 
-import math
 import os
 from collections.abc import Sequence
 
@@ -101,7 +100,7 @@ class SensitivityLogger(StateLogger):
         self.update_freq = arguments.frequency("update_freq", update_freq)
         self.quantiles = arguments.probabilities("quantiles", quantiles)
         self.histograms = arguments.boolean("histograms", histograms)
-        self._every = {"epoch": math.inf, "batch": 1}.get(update_freq, update_freq)
+        self._every = arguments.batches(self.update_freq)
 
     def on_train_begin(self, logs=None):
         self._slots = None

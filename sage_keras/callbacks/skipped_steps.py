@@ -1,7 +1,5 @@
 """The callback that ends a training whose steps are skipped."""
 
-import math
-
 import keras
 
 from sage_keras import arguments
@@ -43,7 +41,7 @@ class RaiseOnSkippedSteps(keras.callbacks.Callback):
         super().__init__()
         self.limit = arguments.integer("limit", limit, low=1, example=10)
         self.update_freq = arguments.frequency("update_freq", update_freq)
-        self._every = {"epoch": math.inf, "batch": 1}.get(update_freq, update_freq)
+        self._every = arguments.batches(self.update_freq)
 
     def on_train_begin(self, logs=None):
         """Looks for the optimizers that skip steps.

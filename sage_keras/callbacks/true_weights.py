@@ -33,7 +33,7 @@ class SwapTrueWeights(keras.callbacks.Callback):
 
     def __init__(self) -> None:
         super().__init__()
-        self._unmixed = []
+        self._unmixed: list[WeightMixing] = []
 
     def on_train_begin(self, logs=None):
         """Tells the optimizer that its weights will be swapped.

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keras import ops
 
@@ -10,8 +10,13 @@ from sage_keras import arguments
 from sage_keras.optimizers import nonfinite, saved_state
 from sage_keras.optimizers.distribution import check_strategy
 
+if TYPE_CHECKING:  # what the mixins are mixed into; none of them is an optimizer by itself
+    from keras.optimizers import Optimizer as _Optimizer
+else:
+    _Optimizer = object
 
-class WholeState:
+
+class WholeState(_Optimizer):
     """Base of all mixins: bad gradients, state that is loaded, and what is printed.
 
     Args:
