@@ -94,7 +94,7 @@ class HubLayer(keras.layers.Layer):
 
         Args:
             inputs: Tensor, or a dict or list of tensors.
-            training: Boolean, whether the module is being trained.
+            training: Boolean, whether the module is being trained. Defaults to `False`.
 
         Returns:
             What the module returns, or the one of `output_key`.

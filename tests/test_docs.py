@@ -11,21 +11,25 @@ import pytest
 from documents import code_blocks, run_blocks
 
 import sage_keras
-from sage_keras import analysis, callbacks, sensitivity
+from sage_keras import analysis, callbacks, hub, sensitivity
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 NEEDS_DEVICES = {"distributed.md"}  # its code is read, not run
 PAGES = sorted(path for path in DOCS.glob("*.md") if code_blocks(path))
-PUBLIC = {
-    f"{package.__name__}.{name}": getattr(package, name)
-    for package in (sage_keras, analysis, callbacks)
-    for name in package.__all__
-} | {
-    f"sage_keras.sensitivity.{name}": function
-    for name, function in vars(sensitivity).items()
-    if inspect.isfunction(function) and not name.startswith("_")
-}
+PUBLIC = (
+    {
+        f"{package.__name__}.{name}": getattr(package, name)
+        for package in (sage_keras, analysis, callbacks)
+        for name in package.__all__
+    }
+    | {"sage_keras.hub.HubLayer": hub.HubLayer}
+    | {
+        f"sage_keras.sensitivity.{name}": function
+        for name, function in vars(sensitivity).items()
+        if inspect.isfunction(function) and not name.startswith("_")
+    }
+)
 DOCUMENTED = {name: value for name, value in PUBLIC.items() if not isinstance(value, tuple)}
 
 
