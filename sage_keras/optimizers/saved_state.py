@@ -64,8 +64,9 @@ def parse(text):
     if description["format"] > FORMAT:
         raise ValueError(
             f"The optimizer's state was saved in format {description['format']}, by a newer "
-            f"version of sage_keras: this one reads formats up to {FORMAT}. Install that version, "
-            "or load into an optimizer that is not built yet to load the model's weights alone."
+            f"version of sage_keras: this one reads formats up to {FORMAT}. Install that "
+            "version. To load the model's weights alone, load them before `model.compile`, or the model "
+            "with `compile=False`."
         )
     return description
 
@@ -112,8 +113,9 @@ def check(saved, optimizer):
             [
                 f"The saved state {fault}.",
                 *differences(saved, present),
-                f"Create {type(optimizer).__name__} as it was when its state was saved, or load "
-                "into an optimizer that is not built yet to load the model's weights alone.",
+                f"Create {type(optimizer).__name__} as it was when its state was saved, with the "
+                "same variables to train. To load the model's weights alone, load them before the "
+                "optimizer is built, or the model with `compile=False`.",
             ]
         )
     )
