@@ -65,8 +65,8 @@ def parse(text):
         raise ValueError(
             f"The optimizer's state was saved in format {description['format']}, by a newer "
             f"version of sage_keras: this one reads formats up to {FORMAT}. Install that "
-            "version. To load the model's weights alone, load them before `model.compile`, or the model "
-            "with `compile=False`."
+            "version. To load the model's weights alone, load them before `model.compile`, or the "
+            "model with `compile=False`."
         )
     return description
 
