@@ -287,7 +287,9 @@ def parse_arguments(arguments):
         help="how many sentences to train on",
     )
     add("--seeds", type=positive_integer, default=5, help="runs of each optimizer and size")
-    add("--learning-rate", type=float, default=2e-4, help="that of AdamW and DPS, tuned by hand")
+    add(
+        "--learning-rate", type=float, default=2e-4, help="that of AdamW, tuned by hand, and of DPS"
+    )
     add("--sage-learning-rate", type=float, default=3e-4, help="that of Sage, tuned by hand")
     add("--drop-rate", type=float, default=0.3, help="share of weights that DPS leaves out")
     add("--update-ratio", type=float, default=0.05, help="share of the steps in a stage of DPS")
