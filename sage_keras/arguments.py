@@ -84,7 +84,7 @@ def patterns(argument, value):
             f"particular, write {argument}=None. Received: {argument}={value!r}"
         )
     for pattern in value:
-        _check_pattern(argument, pattern)
+        _check_pattern(argument, pattern, value)
     return tuple(value)
 
 
@@ -96,7 +96,7 @@ def factors(argument, value):
     if not value:
         raise ValueError(f"Argument `{argument}` must not be empty, but {wanted}.")
     for pattern, factor in value.items():
-        _check_pattern(argument, pattern)
+        _check_pattern(argument, pattern, value)
         if (
             isinstance(factor, bool)
             or not isinstance(factor, numbers.Real)
@@ -185,11 +185,11 @@ def listed(paths):
     return "".join(f"\n  {line}" for line in [*paths[:_PATHS_SHOWN], *rest])
 
 
-def _check_pattern(argument, pattern):
+def _check_pattern(argument, pattern, received):
     try:
         re.compile(pattern)
     except re.error as error:
         raise ValueError(
             f"Argument `{argument}` holds a malformed regular expression ({error}). Escape "
-            f"special characters with a backslash. Received: {pattern!r}"
+            f"special characters with a backslash. Received: {argument}={received!r}"
         ) from error

@@ -163,6 +163,7 @@ def test_registered_name_and_defaults(name):
         "bias_correction": name in ("Sage", "SageAdam"),
         "include": None,
         "exclude": None,
+        "on_nonfinite": "propagate",
         "sensitivity_dtype": "float32",
         "guide": True,
     }
