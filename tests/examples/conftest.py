@@ -9,6 +9,27 @@ EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))  # as it is for a script that is run from there
 
 
+# Whole jobs that take half a minute or more each. They run on TensorFlow, which most users have;
+# that the same code trains on JAX and torch is what the other tests show, and these examples' own.
+WHOLE_JOBS = {
+    "test_finetune_dps.py",
+    "test_finetune_glue.py",
+    "test_finetune_lora.py",
+    "test_train_translation.py",
+    "test_train_vit.py",
+    "test_tune_with_keras_tuner.py",
+}
+
+
+def pytest_collection_modifyitems(items):
+    if keras.backend.backend() == "tensorflow":
+        return
+    reason = "a whole job of half a minute, run on TensorFlow; finetune_text.py runs everywhere"
+    for item in items:
+        if item.path.name in WHOLE_JOBS:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
 @pytest.fixture
 def examples():
     """The folder of the example scripts."""

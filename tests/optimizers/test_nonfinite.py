@@ -155,20 +155,3 @@ def test_the_callback_refuses_an_optimizer_that_does_not_skip():
         fit(compiled(Sage()), batches([]), callbacks=[RaiseOnSkippedSteps()])
     with pytest.raises(ValueError, match=r"`limit`.*at least 1"):
         RaiseOnSkippedSteps(limit=0)
-
-
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="tf.distribute is TensorFlow's")
-def test_a_bad_batch_of_one_replica_is_skipped_on_all():
-    import tensorflow as tf
-
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with strategy.scope():
-        model = compiled(Sage(0.1, on_nonfinite="skip"), jit_compile=False)
-    x, y = batches([])
-    x[3] = np.nan  # in the second half of the first batch of 8: the other replica's is good
-    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
-    model.fit(dataset, verbose=0)
-    assert model.optimizer.skipped_steps == 1
-    expected = fit(compiled(Sage(0.1)), (x[4:], y[4:]))
-    for one, other in zip(model.get_weights(), expected.get_weights()):
-        np.testing.assert_allclose(one, other, rtol=1e-5)
