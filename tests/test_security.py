@@ -151,7 +151,9 @@ def read_logs(folder, runs, groups):
 def test_hostile_names_stay_inside_the_log_and_the_events(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="<b> C:\\x & 'y'")])
+    # TensorFlow allows for fewer characters, and Keras for no slash.
+    layer = "b>..x..y" if keras.backend.backend() == "tensorflow" else "<b> C:\\x & 'y'"
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name=layer)])
     model.compile(optimizer=Sage(), loss="mse")
     x, y = np.ones((4, 2)), np.ones((4, 2))
     folder = tmp_path / "log"
@@ -170,4 +172,4 @@ def test_hostile_names_stay_inside_the_log_and_the_events(tmp_path):
 
     by_layer = tmp_path / "by_layer"
     model.fit(x, y, callbacks=[SensitivityLogger(by_layer)], verbose=0)
-    assert list(read_log(by_layer).groups) == ["<b> C:\\x & 'y'"]
+    assert list(read_log(by_layer).groups) == [layer]

@@ -44,12 +44,18 @@ class OptimizerMixin(WholeState):
         return config
 
     def _select(self, variables):
-        """Which of the variables the mixin acts on, as a list of booleans."""
+        """Which of the variables the mixin acts on, as a list of booleans.
+
+        Never on empty ones, of which TensorFlow takes some for biases.
+        """
         paths = [variable_path(variable) for variable in variables]
         included = arguments.matches("include", self.include, paths, default=True)
         excluded = arguments.matches("exclude", self.exclude, paths, default=False)
         return [
-            yes and not no and not self._overwrite_variable_with_gradient(variable)
+            yes
+            and not no
+            and 0 not in tuple(variable.shape)
+            and not self._overwrite_variable_with_gradient(variable)
             for yes, no, variable in zip(included, excluded, variables)
         ]
 

@@ -18,6 +18,7 @@ WHOLE_JOBS = {
     "test_train_translation.py",
     "test_train_vit.py",
     "test_tune_with_keras_tuner.py",
+    "test_watch_training.py",
 }
 
 

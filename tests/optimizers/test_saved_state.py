@@ -191,5 +191,6 @@ def test_a_model_can_still_be_exported(tmp_path):
 
     model = trained(Sage())
     model.export(tmp_path / "exported", verbose=False)
-    served = tf.saved_model.load(tmp_path / "exported").serve(np.ones((1, 3), "float32"))
+    exported = tf.saved_model.load(tmp_path / "exported")
+    served = exported.serve(np.ones((1, 3), "float32"))
     np.testing.assert_allclose(served, model.predict(np.ones((1, 3)), verbose=0), rtol=1e-6)
