@@ -134,13 +134,15 @@ def run(case):
         was what had been saved, to the bit, and made the same next step.
     """
     keras.backend.clear_session()
-    before = keras.config.floatx()
+    before = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
     try:
         with float64_allowed():
             return _run(case)
     finally:
-        keras.config.set_floatx(before)
+        keras.config.set_floatx(before[0])
+        keras.config.set_dtype_policy(before[1])
 
 
 def _run(case):
