@@ -27,14 +27,10 @@ def make_strategy(replicas):
 
 
 def fit(replicas, optimizer):
-    return fit_data(replicas, optimizer, *jobs.data())
-
-
-def fit_data(replicas, optimizer, x, y):
     with make_strategy(replicas).scope():
         model = jobs.make_model()
         model.compile(optimizer=optimizer(), loss="mse", jit_compile=False)
-    return jobs.fit(model, x, y)
+    return jobs.fit(model, *jobs.data())
 
 
 @pytest.mark.parametrize("replicas", [2, 4])
@@ -71,17 +67,6 @@ def test_keras_sees_an_overflow_on_the_first_replica_only():
     model.fit(x, y, jobs.BATCH_SIZE, shuffle=False, sample_weight=weight, verbose=0)
     assert to_numpy(optimizer.inner_optimizer.iterations) == 1
     assert np.isnan(model.get_weights()[0]).any()
-
-
-def test_a_batch_that_is_bad_on_one_replica_is_skipped_on_all():
-    x, y = jobs.data()
-    x[jobs.BATCH_SIZE - 1] = np.nan  # the last example of the first batch, so the second replica's
-    skipping = fit_data(2, functools.partial(jobs.OPTIMIZERS["Sage"], on_nonfinite="skip"), x, y)
-    assert skipping.optimizer.skipped_steps == 1
-    assert to_numpy(skipping.optimizer.iterations) == 19
-    rest = (x[jobs.BATCH_SIZE :], y[jobs.BATCH_SIZE :])
-    expected = jobs.fit(jobs.compiled("Sage"), *rest)
-    jobs.assert_equal(skipping.get_weights(), expected.get_weights())
 
 
 @pytest.mark.parametrize(

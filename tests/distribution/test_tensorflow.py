@@ -17,6 +17,10 @@ def test_on_logical_devices():
     run_tests("tensorflow_on_four_devices.py")
 
 
+def test_a_bad_batch_on_logical_devices():
+    run_tests("tensorflow_skipping.py")
+
+
 def test_two_workers_train_as_one(tmp_path):
     cluster = {"worker": [free_address(), free_address()]}
     outputs = [tmp_path / f"{index}.npz" for index in range(2)]
