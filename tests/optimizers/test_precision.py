@@ -124,15 +124,21 @@ def test_adapters_on_an_int8_backbone():
     model.compile(optimizer=Sage(3e-2, include=["lora"]), loss="mse")  # there are biases too
     tokens = np.random.default_rng(0).integers(1, 8, size=(64, 4))
     x = {"token_ids": tokens, "segment_ids": 0 * tokens, "padding_mask": np.ones_like(tokens)}
-    # To tell whether the first word is a large number.
-    y = np.tile(np.where(tokens[:, :1] > 3, 0.9, -0.9), (1, 16)).astype("float32")
+    # What the backbone says with other adapters is what these ones can learn.
+    adapters = [v for v in model.trainable_variables if "lora_kernel" in v.path]
+    begin, random = [to_numpy(v) for v in adapters], np.random.default_rng(1)
+    for variable in adapters:
+        variable.assign(random.normal(size=variable.shape))
+    y = model.predict(x, verbose=0)
+    for variable, array in zip(adapters, begin):
+        variable.assign(array)
     history = model.fit(x, y, batch_size=16, epochs=10, shuffle=False, verbose=0).history
     [optimizer] = guided_optimizers(model.optimizer)
     names = [path.split("/")[-2:] for path in optimizer.sensitivities]
     assert names == [
         [layer, f"lora_kernel_{part}"] for layer in ("query", "value") for part in "ab"
     ]
-    assert history["loss"][-1] < 0.998 * history["loss"][0]  # all but the adapters is random
+    assert history["loss"][-1] < 0.5 * history["loss"][0]
     for variable, array in zip(int8, before):
         np.testing.assert_array_equal(to_numpy(variable), array)
 
