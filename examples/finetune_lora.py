@@ -39,7 +39,7 @@ FULL, LORA = "full fine-tuning", "LoRA"
 QUICK = {
     "train_size": 384,
     "validation_size": 160,
-    "epochs": 1,
+    "epochs": 2,
     "batch_size": 16,
     "sequence_length": 24,
     "learning_rate": 6e-4,  # fewer steps, larger ones

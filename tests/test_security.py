@@ -26,7 +26,7 @@ CALLS = {"eval", "exec", "compile", "__import__", "breakpoint"}
 METHODS = {("np", "load"), ("numpy", "load"), ("torch", "load"), ("os", "system"), ("os", "popen")}
 METHODS |= {("ast", "literal_eval"), ("keras.config", "enable_unsafe_deserialization")}
 KEYWORDS = {"allow_pickle", "safe_mode", "shell"}
-HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "../../up", "/root/x"]
+HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "../../up", "/up/x"]
 HOSTILE += ["C:\\up", "a\nb", "&amp;", "'; x", "{}", "$\\frac{", "x" * 300]
 
 

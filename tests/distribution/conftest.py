@@ -1,2 +1,8 @@
+import pathlib
+
 # What other processes run: they need devices, or peers, that this one does not have.
-collect_ignore_glob = ["jobs.py", "processes.py", "*_worker.py", "*_on_*_devices.py"]
+collect_ignore = [
+    path.name
+    for path in pathlib.Path(__file__).parent.glob("*.py")
+    if not path.name.startswith("test_")
+]

@@ -18,7 +18,7 @@ def test_on_logical_devices():
 
 
 def test_a_bad_batch_on_logical_devices():
-    run_tests("tensorflow_skipping.py")
+    run_tests("tensorflow_on_two_devices.py")
 
 
 def test_two_workers_train_as_one(tmp_path):

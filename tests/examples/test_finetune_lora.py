@@ -20,15 +20,13 @@ def test_quick_run_on_real_text(tmp_path):
         "full fine-tuning": ("22,713,986", "10,637,568"),
         "LoRA": ("450,818", "445,440"),
     }
-    assert 0.6 < float(table["full fine-tuning"]["final"]) < 0.95
-    # Two dozen steps are too few for the adapters to learn.
-    assert 0.4 < float(table["LoRA"]["final"]) < 0.95
+    assert all(0.6 < float(row["final"]) < 0.95 for row in table.values())
     assert all(0.3 < float(row["mean scale"]) < 0.9 for row in table.values())
 
     assert "Merged 23,159,426 parameters into 22,713,986" in output
     reloaded = float(re.search(r"Loaded again, validation accuracy (\S+)", output)[1])
     assert reloaded == pytest.approx(float(table["LoRA"]["final"]), abs=0.01)
-    assert re.search(rf"^(positive|negative) \(0\.\d+\): {re.escape(text)}$", output, re.M)
+    assert re.search(rf"^positive \(0\.\d+\): {re.escape(text)}$", output, re.M)
     model = keras.saving.load_model(tmp_path / "finetune_lora.keras", compile=False)
     assert not any("lora" in variable.path for variable in model.variables)
     assert imread(tmp_path / "finetune_lora.png").shape == (450, 1200, 4)
