@@ -106,7 +106,8 @@ def machine():
     if information.exists():
         names = [line for line in information.read_text().splitlines() if "model name" in line]
         name = names[0].split(":")[1].strip() if names else name
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+    cores = len(os.sched_getaffinity(0))
+    return f"{name}, {cores} core{'s' * (cores > 1)}"
 
 
 def versions():
