@@ -16,16 +16,16 @@ optimizer's state is laid out as the weights are. The losses are the same howeve
 there are. With `--model-devices` each copy of the model is spread over that many devices.
 """
 
-import argparse
 import json
 import os
-import pathlib
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import keras
 import numpy as np
+from common.digits import read_digits
 from common.failures import stop
+from common.options import make_parser, parse, positive_integer
 
 from sage_keras import Sage
 from sage_keras.callbacks import SensitivityLogger
@@ -152,13 +152,8 @@ class EpochsOfDigits(keras.utils.PyDataset):
 
 
 def load_digits():
-    """1,797 images of 8 x 8 pixels that come with scikit-learn."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        stop('scikit-learn is missing, which has the images: pip install "sage_keras[examples]"')
-    digits = load_digits()
-    x, y = digits.data.astype("float32") / 16.0, digits.target.astype("int32")
+    """Images to train on and to judge by, in whole batches on any number of devices."""
+    x, y = read_digits()
     test = slice(TRAIN_SIZE, TRAIN_SIZE + TEST_SIZE)
     return (x[:TRAIN_SIZE], y[:TRAIN_SIZE]), (x[test], y[test])
 
@@ -181,18 +176,8 @@ def print_report(report):
     print()
 
 
-def positive_integer(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0. Received: {text}")
-    return value
-
-
 def parse_arguments(arguments):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--epochs", type=positive_integer, default=20, help="passes over the training data")
     add("--batch-size", type=positive_integer, default=64, help="images in a step, of all devices")
@@ -200,13 +185,8 @@ def parse_arguments(arguments):
     add("--width", type=positive_integer, default=512, help="outputs of the first layer")
     add("--model-devices", type=positive_integer, default=1, help="devices that share a copy")
     add("--seed", type=int, default=0, help="of the weights and the order of the images")
-    add("--output", type=pathlib.Path, default="results/distributed_jax", help="where files go")
-    add("--quick", action="store_true", help="a trial run of a narrow model, of two epochs")
-    options = parser.parse_args(arguments)
-    if options.quick:
-        parser.set_defaults(**QUICK)
-        options = parser.parse_args(arguments)
-    return options
+    trial = "a trial run of a narrow model, of two epochs"
+    return parse(parser, arguments, "results/distributed_jax", QUICK, trial)
 
 
 if __name__ == "__main__":

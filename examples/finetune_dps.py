@@ -14,9 +14,7 @@ Each run is appended to `runs.jsonl` in the output folder when it is finished, a
 there is not repeated: an interrupted script goes on where it stopped.
 """
 
-import argparse
 import json
-import pathlib
 import time
 import typing
 
@@ -26,15 +24,12 @@ import numpy as np
 from common.downloads import UnavailableError
 from common.encoders import minilm_folder
 from common.failures import stop
-from common.plots import plot_seeds
+from common.fine_tuning import compiled_classifier, load_preprocessor, tokenize
+from common.options import make_parser, parse, positive_integer
+from common.plots import plot_seeds, save
+from common.tables import print_rows
 from common.text import Examples, TextData, movie_snippets
-from common.training import (
-    compiled_classifier,
-    positive_integer,
-    print_rows,
-    tokenize,
-    warmup_and_decay,
-)
+from common.training import recipe
 from keras import ops
 from matplotlib.figure import Figure
 
@@ -92,9 +87,7 @@ def main(arguments=None):
 
 def load_task(options):
     preset = minilm_folder() if options.preset == MINILM else options.preset
-    preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(
-        preset, sequence_length=options.sequence_length
-    )
+    preprocessor = load_preprocessor(preset, options.sequence_length)
     return Task(preset, preprocessor, movie_snippets(POOL, options.validation_size, seed=0))
 
 
@@ -152,13 +145,8 @@ def learning_rate(arm, options):
 def make_optimizer(arm, size, options):
     """The optimizers differ in nothing but the arm, and in the learning rate of Sage."""
     steps_per_epoch = size // options.batch_size
-    schedule = warmup_and_decay(
-        learning_rate(arm, options),
-        options.epochs,
-        steps_per_epoch * options.batch_size,
-        options.batch_size,
-    )
-    shared = {"learning_rate": schedule, "weight_decay": 0.01, "global_clipnorm": 1.0, "name": arm}
+    train_size = steps_per_epoch * options.batch_size
+    shared = {**recipe(options, learning_rate(arm, options), train_size), "name": arm}
     if arm == "AdamW":
         return keras.optimizers.AdamW(**shared)
     if arm == "Sage":
@@ -267,15 +255,11 @@ def draw(results, path):
         plot_seeds(axes, accuracies)
         axes.set_title(f"{size} sentences")
     panels[0].set_ylabel("validation accuracy")
-    figure.savefig(path, dpi=100)
-    print(f"Drew {path}")
+    save(figure, path)
 
 
 def parse_arguments(arguments):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--preset", default=MINILM, help="a keras-hub preset of a text encoder, or its folder")
     add(
@@ -297,13 +281,8 @@ def parse_arguments(arguments):
     add("--batch-size", type=positive_integer, default=16, help="sentences in a step")
     add("--sequence-length", type=positive_integer, default=24, help="tokens kept of a sentence")
     add("--validation-size", type=positive_integer, default=500, help="sentences to judge by")
-    add("--output", type=pathlib.Path, default="results/finetune_dps", help="where files go")
-    add("--quick", action="store_true", help="a trial run on few sentences, one seed")
-    options = parser.parse_args(arguments)
-    if options.quick:
-        parser.set_defaults(**QUICK)
-        options = parser.parse_args(arguments)
-    return options
+    trial = "a trial run on few sentences, one seed"
+    return parse(parser, arguments, "results/finetune_dps", QUICK, trial)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,38 @@
 """Fine-tunes a text encoder on a task of GLUE with AdamW and with Sage, side by side.
 
     python examples/finetune_glue.py
-    python examples/finetune_glue.py --task cola
+    python examples/finetune_glue.py --task cola --layer-decay 0.9
     python examples/finetune_glue.py --task stsb --preset bert_base_en --learning-rate 3e-5
 
 The tasks come from TensorFlow Datasets, which downloads them the first time. Each is judged by the
 figures of GLUE: Matthews' correlation for cola, accuracy and F1 for mrpc and qqp, the correlations
 of Pearson and Spearman for stsb, which is a regression, and accuracy for the others. Both
-optimizers start from the same weights and see the same batches. The script prints one table and
-draws both validation curves and the final sensitivities.
+optimizers start from the same weights and see the same batches; with `--layer-decay` their rates
+fall from the head to the embeddings. The script prints one table and draws both validation curves
+and the final sensitivities.
 """
-
-import argparse
 
 import keras
 import numpy as np
+from common.comparison import draw
 from common.downloads import UnavailableError
 from common.encoders import minilm_folder
 from common.failures import stop
-from common.fine_tuning import add_arguments, draw, fit, parse, recipe
+from common.fine_tuning import add_arguments, fit, load_preprocessor, text_classifier, tokenize
+from common.options import make_parser, parse, ratio
+from common.tables import print_rows
 from common.text import tfds_text
-from common.training import load_preprocessor, print_rows, text_classifier, tokenize
+from common.training import recipe
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from sage_keras import TRANSFORMER_BLOCKS, Sage
+from sage_keras import (
+    TRANSFORMER_BLOCKS,
+    LayerwiseAdamW,
+    LayerwiseLearningRate,
+    Sage,
+    layerwise_decay,
+)
 
 MINILM = "all-MiniLM-L6-v2"
 ACCURACY = {"accuracy": accuracy_score}
@@ -54,6 +62,11 @@ QUICK = {
     "learning_rate": 3e-4,  # fewer steps, larger ones
     "sage_learning_rate": 6e-4,
 }
+
+
+@keras.saving.register_keras_serializable(package="sage_keras_examples")
+class LayerwiseSage(LayerwiseLearningRate, Sage):
+    """Sage with learning rates by layer."""
 
 
 class ValidationMetrics(keras.callbacks.Callback):
@@ -106,7 +119,7 @@ def train(name, preset, preprocessor, data, options):
     scored = not data.class_names
     model = text_classifier(preset, 1 if scored else len(data.class_names), options.seed)
     model.compile(
-        optimizer=make_optimizer(name, options),
+        optimizer=make_optimizer(name, model, options),
         loss="mse" if scored else keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     validation = tokenize(preprocessor, data.validation).batch(options.batch_size)
@@ -114,15 +127,28 @@ def train(name, preset, preprocessor, data, options):
     return fit(model, tokenize(preprocessor, data.train), None, options, [judge])
 
 
-def make_optimizer(name, options):
+def make_optimizer(name, model, options):
     """AdamW or Sage, each at its own learning rate, otherwise alike."""
+    adamw, sage, layers = keras.optimizers.AdamW, Sage, {}
+    if options.layer_decay is not None:
+        adamw, sage = LayerwiseAdamW, LayerwiseSage
+        layers = {"learning_rate_multipliers": decay_by_depth(model, options.layer_decay)}
     if name == "AdamW":
-        return keras.optimizers.AdamW(**recipe(options, options.learning_rate, options.train_size))
-    return Sage(
+        return adamw(**recipe(options, options.learning_rate, options.train_size), **layers)
+    return sage(
         **recipe(options, options.sage_learning_rate, options.train_size),
+        **layers,
         beta_3=options.beta_3,
         include=TRANSFORMER_BLOCKS,
     )
+
+
+def decay_by_depth(model, decay):
+    """The factors of `layerwise_decay`; a model whose blocks it does not know ends the script."""
+    try:
+        return layerwise_decay(model, decay)
+    except ValueError as error:
+        stop(error)
 
 
 def print_table(runs, metrics):
@@ -139,19 +165,17 @@ def print_table(runs, metrics):
 
 
 def parse_arguments(arguments):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--task", choices=TASKS, default="mrpc", help="which of GLUE")
     add("--preset", default=MINILM, help="a keras-hub preset, or the folder of one")
     add("--data-dir", default="~/tensorflow_datasets", help="where TFDS keeps its sets")
     add("--learning-rate", type=float, default=1e-4, help="that of AdamW")
     add("--sage-learning-rate", type=float, default=3e-4, help="that of Sage")
-    add_arguments(parser, "results/finetune_glue")
+    add("--layer-decay", type=ratio, help="of the rates from block to block, such as 0.9")
+    add_arguments(parser)
     parser.set_defaults(train_size=2400, validation_size=400, sequence_length=64)
-    return parse(parser, arguments, QUICK)
+    return parse(parser, arguments, "results/finetune_glue", QUICK)
 
 
 if __name__ == "__main__":

@@ -11,26 +11,28 @@ the parameters that each run trains, merges the adapters into the kernels, saves
 classifier, loads it again, and lets it classify the sentences given with `--text`.
 """
 
-import argparse
 import math
 import pathlib
 import tempfile
 
 import keras
 import numpy as np
+from common.comparison import draw
 from common.downloads import UnavailableError
 from common.encoders import minilm_folder
 from common.failures import stop
-from common.fine_tuning import add_arguments, draw, fit, parse, recipe
-from common.text import movie_snippets
-from common.training import (
+from common.fine_tuning import (
+    add_arguments,
+    fit,
     load_preprocessor,
-    positive_integer,
-    print_rows,
+    print_reloaded,
     text_classifier,
     tokenize,
 )
-from keras import ops
+from common.options import make_parser, parse, positive_integer
+from common.tables import print_rows
+from common.text import movie_snippets
+from common.training import compile_classifier, recipe
 
 from sage_keras import TRANSFORMER_BLOCKS, Sage
 
@@ -71,13 +73,7 @@ def main(arguments=None):
 
     # keras-hub's models do not restore how they were compiled, and say so at length.
     reloaded = keras.saving.load_model(path, compile=False)
-    predicted = classify(reloaded, data.validation.texts).argmax(axis=-1)
-    accuracy = np.mean(predicted == data.validation.labels)
-    print(f"Loaded again, validation accuracy {accuracy:.4f}")
-    if options.text:
-        for text, probabilities in zip(options.text, classify(reloaded, options.text)):
-            best = int(probabilities.argmax())
-            print(f"{data.class_names[best]} ({probabilities[best]:.3f}): {text}")
+    print_reloaded(reloaded, data, [[text] for text in options.text])
 
 
 def train(name, preset, training, validation, options):
@@ -90,11 +86,7 @@ def train(name, preset, training, validation, options):
     else:
         rate, include = options.learning_rate, TRANSFORMER_BLOCKS
     shared = recipe(options, rate, options.train_size)
-    classifier.compile(
-        optimizer=Sage(**shared, beta_3=options.beta_3, include=include),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-    )
+    compile_classifier(classifier, Sage(**shared, beta_3=options.beta_3, include=include))
     return fit(classifier, training, validation, options)
 
 
@@ -124,24 +116,15 @@ def merged(classifier, preset, seed):
     return plain
 
 
-def classify(classifier, texts):
-    """The probability of each class, by sentence."""
-    logits = classifier.predict(texts, verbose=0)
-    return ops.convert_to_numpy(ops.softmax(logits))
-
-
 def parse_arguments(arguments):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--rank", type=positive_integer, default=8, help="of the adapters")
     add("--learning-rate", type=float, default=3e-4, help="that of full fine-tuning")
     add("--lora-learning-rate", type=float, default=3e-3, help="that of LoRA")
     add("--text", action="append", default=[], metavar="SENTENCE", help="to classify; repeatable")
-    add_arguments(parser, "results/finetune_lora")
-    return parse(parser, arguments, QUICK)
+    add_arguments(parser)
+    return parse(parser, arguments, "results/finetune_lora", QUICK)
 
 
 if __name__ == "__main__":

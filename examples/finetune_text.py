@@ -9,28 +9,24 @@ draws both validation curves and the final sensitivities into one picture, saves
 loads it again, and lets it classify the sentences given with `--text`.
 """
 
-import argparse
-import pathlib
-
 import keras
-import keras_hub
-import numpy as np
-from common.comparison import EpochTimer, Run, final_sensitivities, print_accuracies
+from common.comparison import draw, print_accuracies
 from common.downloads import UnavailableError
 from common.encoders import minilm_folder
-from common.plots import plot_sensitivity_histogram, plot_validation_curves
-from common.text import movie_snippets, tfds_text
-from common.training import (
+from common.failures import stop
+from common.fine_tuning import (
+    add_arguments,
     compiled_classifier,
-    positive_integer,
+    fit,
+    load_preprocessor,
+    print_reloaded,
     tokenize,
-    warmup_and_decay,
 )
-from keras import ops
-from matplotlib.figure import Figure
+from common.options import make_parser, parse
+from common.text import movie_snippets, tfds_text
+from common.training import recipe
 
-from sage_keras import TRANSFORMER_BLOCKS, Sage, guided_optimizers
-from sage_keras.callbacks import SensitivityLogger
+from sage_keras import TRANSFORMER_BLOCKS, Sage
 
 MINILM = "all-MiniLM-L6-v2"
 SNIPPETS = "movie-snippets"
@@ -51,18 +47,15 @@ def main(arguments=None):
         data = load_data(options)
         check_texts(options.text, data.train.texts)
         preset = minilm_folder() if options.preset == MINILM else options.preset
+        preprocessor = load_preprocessor(preset, options.sequence_length)
     except (UnavailableError, ValueError) as error:
-        raise SystemExit(f"finetune_text.py: {error}") from error
-    preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(
-        preset, sequence_length=options.sequence_length
-    )
+        stop(error)
     runs = {
         optimizer.name: train(optimizer, preset, preprocessor, data, options)
         for optimizer in make_optimizers(options)
     }
     print_accuracies(runs)
 
-    options.output.mkdir(parents=True, exist_ok=True)
     draw(runs, options.output / "finetune_text.png")
     better = max(runs, key=lambda name: runs[name].history["val_accuracy"][-1])
     path = options.output / "finetune_text.keras"
@@ -70,12 +63,7 @@ def main(arguments=None):
     print(f"Saved the model of {better} as {path}")
 
     # keras-hub's models do not restore how they were compiled, and say so at length.
-    reloaded = keras.saving.load_model(path, compile=False)
-    predicted = classify(reloaded, data.validation.texts).argmax(axis=-1)
-    accuracy = np.mean(predicted == data.validation.labels, dtype="float32")
-    print(f"Loaded again, validation accuracy {accuracy:.4f}")
-    if options.text:
-        print_classes(reloaded, options.text, data.class_names)
+    print_reloaded(keras.saving.load_model(path, compile=False), data, options.text)
 
 
 def load_data(options):
@@ -97,21 +85,13 @@ def check_texts(typed, texts):
 
 def make_optimizers(options):
     """AdamW and Sage, each at its own learning rate, otherwise alike."""
-
-    def arguments(learning_rate):
-        schedule = warmup_and_decay(
-            learning_rate, options.epochs, options.train_size, options.batch_size
-        )
-        return {"learning_rate": schedule, "weight_decay": 0.01, "global_clipnorm": 1.0}
-
+    plain, guided = (
+        recipe(options, rate, options.train_size)
+        for rate in (options.learning_rate, options.sage_learning_rate)
+    )
     return [
-        keras.optimizers.AdamW(**arguments(options.learning_rate), name="AdamW"),
-        Sage(
-            **arguments(options.sage_learning_rate),
-            beta_3=options.beta_3,
-            include=TRANSFORMER_BLOCKS,
-            name="Sage",
-        ),
+        keras.optimizers.AdamW(**plain, name="AdamW"),
+        Sage(**guided, beta_3=options.beta_3, include=TRANSFORMER_BLOCKS, name="Sage"),
     ]
 
 
@@ -120,27 +100,8 @@ def train(optimizer, preset, preprocessor, data, options):
     print(f"\n{optimizer.name}", flush=True)
     class_count = len(data.class_names)
     classifier = compiled_classifier(preset, class_count, optimizer, options.seed)
-    timer = EpochTimer()
-    loggers = [SensitivityLogger()] if guided_optimizers(optimizer) else []
-    training = tokenize(preprocessor, data.train).shuffle(options.train_size, seed=options.seed)
-    history = classifier.fit(
-        training.batch(options.batch_size),
-        validation_data=tokenize(preprocessor, data.validation).batch(options.batch_size),
-        epochs=options.epochs,
-        shuffle=False,  # the data set does it
-        callbacks=[*loggers, timer],
-    )
-    return Run(classifier, history.history, timer.seconds)
-
-
-def draw(runs, path):
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
-    curves, histogram = figure.subplots(1, 2)
-    accuracies = {name: run.history["val_accuracy"] for name, run in runs.items()}
-    plot_validation_curves(curves, accuracies)
-    plot_sensitivity_histogram(histogram, final_sensitivities(runs["Sage"].model))
-    figure.savefig(path, dpi=100)
-    print(f"Drew {path}")
+    training, validation = (tokenize(preprocessor, part) for part in (data.train, data.validation))
+    return fit(classifier, training, validation, options)
 
 
 def save(classifier, preprocessor, path):
@@ -150,40 +111,14 @@ def save(classifier, preprocessor, path):
     classifier.save(path)
 
 
-def classify(classifier, texts):
-    """The probability of each class, by sentence."""
-    logits = classifier.predict(texts, verbose=0)
-    return ops.convert_to_numpy(ops.softmax(logits))
-
-
-def print_classes(classifier, typed, class_names):
-    """Prints the class of typed sentences, or of sentence pairs."""
-    columns = [list(column) for column in zip(*typed)]
-    texts = tuple(columns) if len(columns) == 2 else columns[0]
-    for sentences, probabilities in zip(typed, classify(classifier, texts)):
-        best = int(probabilities.argmax())
-        print(f"{class_names[best]} ({probabilities[best]:.3f}): {' | '.join(sentences)}")
-
-
 def parse_arguments(arguments):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--preset", default=MINILM, help="a keras-hub preset, or the folder of one")
     add("--dataset", default=SNIPPETS, help="these, or a set of TFDS such as glue/sst2")
     add("--data-dir", default="~/tensorflow_datasets", help="where TFDS keeps its sets")
     add("--learning-rate", type=float, default=1e-4, help="that of AdamW")
     add("--sage-learning-rate", type=float, default=3e-4, help="that of Sage")
-    add("--beta-3", type=float, default=0.75, help="decay of Sage's moving average")
-    add("--epochs", type=positive_integer, default=2, help="passes over the training data")
-    add("--batch-size", type=positive_integer, default=32, help="examples in a step")
-    add("--sequence-length", type=positive_integer, default=40, help="tokens kept of an example")
-    add("--train-size", type=positive_integer, default=1600, help="examples to train on")
-    add("--validation-size", type=positive_integer, default=800, help="others to judge by")
-    add("--seed", type=int, default=0, help="of the new head, dropout and the order of the data")
-    add("--output", type=pathlib.Path, default="results/finetune_text", help="where files go")
     add(
         "--text",
         action="append",
@@ -192,12 +127,9 @@ def parse_arguments(arguments):
         metavar="SENTENCE",
         help="a sentence to classify, or the two of a pair; repeatable",
     )
-    add("--quick", action="store_true", help="a trial run on few sentences, of one epoch")
-    options = parser.parse_args(arguments)
-    if options.quick:
-        parser.set_defaults(**QUICK)
-        options = parser.parse_args(arguments)
-    return options
+    add_arguments(parser)
+    trial = "a trial run on few sentences, of one epoch"
+    return parse(parser, arguments, "results/finetune_text", QUICK, trial)
 
 
 if __name__ == "__main__":

@@ -13,18 +13,19 @@ curves and the sensitivities, saves the better model, loads it again, and lets i
 sentences given with `--text`. It needs TensorFlow as Keras's backend.
 """
 
-import argparse
 import socket
 
 import keras
 import numpy as np
 import tensorflow as tf
-from common.comparison import print_accuracies
+from common.comparison import draw, print_accuracies
 from common.downloads import UnavailableError
 from common.encoders import minilm_folder
 from common.failures import stop
-from common.fine_tuning import add_arguments, draw, fit, parse, recipe
+from common.fine_tuning import add_arguments, fit, print_reloaded
+from common.options import make_parser, parse
 from common.text import movie_snippets
+from common.training import compile_classifier, recipe
 from keras import ops
 
 from sage_keras import Sage
@@ -70,13 +71,7 @@ def main(arguments=None):
 
     # The file names modules, which are programs: whoever loads it has to trust them.
     reloaded = keras.saving.load_model(path, safe_mode=False)
-    predicted = classify(reloaded, data.validation.texts).argmax(axis=-1)
-    accuracy = np.mean(predicted == data.validation.labels)
-    print(f"Loaded again, validation accuracy {accuracy:.4f}")
-    if options.text:
-        for text, probabilities in zip(options.text, classify(reloaded, options.text)):
-            best = int(probabilities.argmax())
-            print(f"{data.class_names[best]} ({probabilities[best]:.3f}): {text}")
+    print_reloaded(reloaded, data, [[text] for text in options.text])
 
 
 def use_minilm(options):
@@ -127,26 +122,13 @@ def train(models, data, options):
     runs = {}
     for name, model in models.items():
         print(f"\n{name}", flush=True)
-        model.compile(
-            optimizer=optimizers[name],
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=["accuracy"],
-        )
+        compile_classifier(model, optimizers[name])
         runs[name] = fit(model, training, validation, options)
     return runs
 
 
-def classify(model, texts):
-    """The probability of each class, by sentence."""
-    logits = model.predict(tf.constant(texts), verbose=0)
-    return ops.convert_to_numpy(ops.softmax(logits))
-
-
 def parse_arguments(arguments):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--handle", help="a module, by its URL or folder; without one, a MiniLM")
     add("--preprocessor", help="a module that makes of sentences what the other one takes")
@@ -154,8 +136,8 @@ def parse_arguments(arguments):
     add("--learning-rate", type=float, default=1e-4, help="that of AdamW")
     add("--sage-learning-rate", type=float, default=3e-4, help="that of Sage")
     add("--text", action="append", default=[], metavar="SENTENCE", help="to classify; repeatable")
-    add_arguments(parser, "results/finetune_tfhub")
-    return parse(parser, arguments, QUICK)
+    add_arguments(parser)
+    return parse(parser, arguments, "results/finetune_tfhub", QUICK)
 
 
 if __name__ == "__main__":

@@ -14,15 +14,16 @@ saved where an epoch of Keras ends: `--save-every` says how many steps that is, 
 of the data.
 """
 
-import argparse
 import importlib.util
 import json
 import os
-import pathlib
 import shutil
 
 import keras
 import numpy as np
+from common.digits import load_digits
+from common.options import make_parser, parse, positive_integer
+from common.training import compile_classifier
 
 from sage_keras import DPSDense, DPSMix, Sage
 from sage_keras.analysis import read_log
@@ -35,9 +36,9 @@ QUICK = {"steps": 120}
 def main(arguments=None):
     options = parse_arguments(arguments)
     keras.utils.set_random_seed(options.seed)  # the initial weights, and the seeds of dropout
-    x, y = load_digits()
+    train_data, test_data = load_digits(train_size=1437)
     model = make_model(make_optimizer(options))
-    batches = Batches(x["train"], y["train"], options)
+    batches = Batches(*train_data, options)
 
     position = {}
 
@@ -63,7 +64,7 @@ def main(arguments=None):
         initial_epoch=int(model.optimizer.iterations) // options.save_every,
         epochs=options.steps // options.save_every,
         shuffle=False,  # `Batches` does it
-        validation_data=(x["test"], y["test"]),
+        validation_data=test_data,
         callbacks=[
             *([SwapTrueWeights()] if options.optimizer == "dps_mix" else []),
             checkpoints,
@@ -72,7 +73,7 @@ def main(arguments=None):
         ],
     )
     save_whole(model, options.output / "final.weights.h5")
-    print_results(model, (x["test"], y["test"]), position["start"], options)
+    print_results(model, test_data, position["start"], options)
 
 
 class Batches(keras.utils.PyDataset):
@@ -191,19 +192,6 @@ def save_whole(model, path):
     os.replace(partial, path)
 
 
-def load_digits():
-    """Two dicts, of pictures and of labels."""
-    import sklearn.datasets
-    import sklearn.model_selection
-
-    digits = sklearn.datasets.load_digits()
-    parts = sklearn.model_selection.train_test_split(
-        (digits.data / 16.0).astype("float32"), digits.target, test_size=0.2, random_state=0
-    )
-    train_x, test_x, train_y, test_y = parts
-    return {"train": train_x, "test": test_x}, {"train": train_y, "test": test_y}
-
-
 def make_model(optimizer):
     model = keras.Sequential(
         [
@@ -215,11 +203,7 @@ def make_model(optimizer):
         ],
         name="digits",
     )
-    model.compile(
-        optimizer=optimizer,
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-    )
+    compile_classifier(model, optimizer)
     return model
 
 
@@ -257,27 +241,17 @@ def print_results(model, test_data, start, options):
 
 
 def parse_arguments(arguments):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--way", choices=WAYS, default="file", help="how training is saved and resumed")
     add("--optimizer", choices=["sage", "dps_dense", "dps_mix"], default="sage")
-    add("--steps", type=int, default=880, help="of the whole training")
-    add("--save-every", type=int, default=40, help="steps from save to save")
-    add("--update-freq", type=int, default=10, help="steps from report to report")
-    add("--batch-size", type=int, default=32, help="examples in a step")
+    add("--steps", type=positive_integer, default=880, help="of the whole training")
+    add("--save-every", type=positive_integer, default=40, help="steps from save to save")
+    add("--update-freq", type=positive_integer, default=10, help="steps from report to report")
+    add("--batch-size", type=positive_integer, default=32, help="examples in a step")
     add("--seed", type=int, default=0, help="of the weights, dropout and the order of the data")
-    add("--output", type=pathlib.Path, default="results/resume_training", help="where files go")
-    add("--quick", action="store_true", help="a trial run of few steps")
-    options = parser.parse_args(arguments)
-    if options.quick:
-        parser.set_defaults(**QUICK)
-        options = parser.parse_args(arguments)
-    numbers = ("steps", "save_every", "update_freq", "batch_size")
-    if min(getattr(options, name) for name in numbers) < 1:
-        parser.error("numbers of steps and examples must be above 0")
+    output, trial = "results/resume_training", "a trial run of few steps"
+    options = parse(parser, arguments, output, QUICK, trial)
     if options.steps % options.save_every:
         parser.error("argument --steps: must be a multiple of --save-every")
     backend = WAYS[options.way]

@@ -9,23 +9,19 @@ translations that a beam search finds. The script prints one table and some tran
 the validation losses and Sage's final sensitivities.
 """
 
-import argparse
-import pathlib
-
 import keras
 import numpy as np
 import sacrebleu
-from common.comparison import EpochTimer, Run, final_sensitivities
+from common.comparison import draw, fit
 from common.downloads import UnavailableError
 from common.failures import stop
-from common.plots import plot_sensitivity_histogram, plot_validation_curves
-from common.training import positive_integer, print_rows, warmup_and_decay
+from common.options import make_parser, parse, positive_integer, ratio
+from common.tables import print_rows
+from common.training import recipe
 from common.translations import Translations, interface_strings, tfds_translations
 from common.translator import PAD, BeamSearch, Tokenizer, Translator
-from matplotlib.figure import Figure
 
-from sage_keras import Sage, guided_optimizers
-from sage_keras.callbacks import SensitivityLogger
+from sage_keras import Sage
 
 INTERFACE = "jupyterlab-en-fr"
 QUICK = {
@@ -66,7 +62,7 @@ def main(arguments=None):
         )
     print_table(runs, translations, validation_set.targets)
     print_translations(validation_set, translations, options.shown)
-    draw(runs, options.output / "train_translation.png")
+    draw(runs, options.output / "train_translation.png", metric="loss")
 
 
 def load_data(options):
@@ -96,14 +92,13 @@ def examples(translations, tokenizer, length):
 
 def make_optimizers(options, train_size):
     """AdamW and Sage, each at its own learning rate, otherwise alike."""
-
-    def arguments(learning_rate):
-        schedule = warmup_and_decay(learning_rate, options.epochs, train_size, options.batch_size)
-        return {"learning_rate": schedule, "weight_decay": 0.01, "global_clipnorm": 1.0}
-
+    plain, guided = (
+        recipe(options, rate, train_size)
+        for rate in (options.learning_rate, options.sage_learning_rate)
+    )
     return [
-        keras.optimizers.AdamW(**arguments(options.learning_rate), name="AdamW"),
-        Sage(**arguments(options.sage_learning_rate), beta_3=options.beta_3, name="Sage"),
+        keras.optimizers.AdamW(**plain, name="AdamW"),
+        Sage(**guided, beta_3=options.beta_3, name="Sage"),
     ]
 
 
@@ -123,16 +118,13 @@ def train(optimizer, tokenizer, training, validation, options):
         optimizer=optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=PAD),
     )
-    timer = EpochTimer()
-    loggers = [SensitivityLogger()] if guided_optimizers(optimizer) else []
-    history = translator.fit(
+    return fit(
+        translator,
         *training,
         validation_data=validation,
         epochs=options.epochs,
         batch_size=options.batch_size,
-        callbacks=[*loggers, timer],
     )
-    return Run(translator, history.history, timer.seconds)
 
 
 def translate(translator, tokenizer, sentences, length, beams):
@@ -158,24 +150,11 @@ def print_translations(references, translations, count):
         print(f"{references.sources[index]}\n    reference: {references.targets[index]}")
         for name, sentences in translations.items():
             print(f"    {name:>9}: {sentences[index]}")
-
-
-def draw(runs, path):
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
-    curves, histogram = figure.subplots(1, 2)
-    losses = {name: run.history["val_loss"] for name, run in runs.items()}
-    plot_validation_curves(curves, losses, figure="loss")
-    plot_sensitivity_histogram(histogram, final_sensitivities(runs["Sage"].model))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
-    print(f"\nDrew {path}")
+    print()
 
 
 def parse_arguments(arguments):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--dataset", default=INTERFACE, help="this, or a TFDS set such as wmt16_translate/de-en")
     add("--data-dir", default="~/tensorflow_datasets", help="where TFDS keeps its sets")
@@ -187,7 +166,7 @@ def parse_arguments(arguments):
     add("--dropout", type=float, default=0.1, help="share of activations dropped")
     add("--learning-rate", type=float, default=2e-3, help="that of AdamW")
     add("--sage-learning-rate", type=float, default=4e-3, help="that of Sage")
-    add("--beta-3", type=float, default=0.75, help="decay of Sage's moving average")
+    add("--beta-3", type=ratio, default=0.75, help="decay of Sage's moving average")
     add("--epochs", type=positive_integer, default=25, help="passes over the training data")
     add("--batch-size", type=positive_integer, default=32, help="sentences in a step")
     add("--train-size", type=positive_integer, help="sentences to train on; all if not given")
@@ -195,13 +174,8 @@ def parse_arguments(arguments):
     add("--beams", type=positive_integer, default=4, help="translations pursued at once")
     add("--shown", type=int, default=5, help="translations to print")
     add("--seed", type=int, default=0, help="of weights, dropout and the order of the data")
-    add("--output", type=pathlib.Path, default="results/train_translation", help="where files go")
-    add("--quick", action="store_true", help="a trial run of a small model on few sentences")
-    options = parser.parse_args(arguments)
-    if options.quick:
-        parser.set_defaults(**QUICK)
-        options = parser.parse_args(arguments)
-    return options
+    trial = "a trial run of a small model on few sentences"
+    return parse(parser, arguments, "results/train_translation", QUICK, trial)
 
 
 if __name__ == "__main__":

@@ -11,24 +11,22 @@ pre-trained model instead: one of keras-hub, or one of keras.applications by the
 function, such as `EfficientNetB0`.
 """
 
-import argparse
 import inspect
-import pathlib
 
 import keras
 import keras_hub
 import tensorflow as tf
-from common.comparison import EpochTimer, Run, final_sensitivities, print_accuracies
+from common.comparison import draw_runs, fit, print_accuracies
 from common.downloads import UnavailableError
 from common.failures import stop
 from common.images import mnist_digits, tfds_images
-from common.plots import plot_sensitivity_histogram, plot_validation_curves
-from common.training import positive_integer, warmup_and_decay
+from common.options import make_parser, parse, positive_integer, ratio
+from common.plots import save
+from common.training import compile_classifier, recipe
 from keras import layers, ops
 from matplotlib.figure import Figure
 
-from sage_keras import Sage, guided_optimizers
-from sage_keras.callbacks import SensitivityLogger
+from sage_keras import Sage
 
 DIGITS = "mnist-digits"
 QUICK = {
@@ -151,14 +149,13 @@ def load_data(options):
 
 def make_optimizers(options, train_size):
     """AdamW and Sage, each at its own learning rate, otherwise alike."""
-
-    def arguments(learning_rate):
-        schedule = warmup_and_decay(learning_rate, options.epochs, train_size, options.batch_size)
-        return {"learning_rate": schedule, "weight_decay": 0.05, "global_clipnorm": 1.0}
-
+    plain, guided = (
+        recipe(options, rate, train_size, weight_decay=0.05)
+        for rate in (options.learning_rate, options.sage_learning_rate)
+    )
     return [
-        keras.optimizers.AdamW(**arguments(options.learning_rate), name="AdamW"),
-        Sage(**arguments(options.sage_learning_rate), beta_3=options.beta_3, name="Sage"),
+        keras.optimizers.AdamW(**plain, name="AdamW"),
+        Sage(**guided, beta_3=options.beta_3, name="Sage"),
     ]
 
 
@@ -182,20 +179,13 @@ def build_model(data, options):
 def train(model, optimizer, data, options):
     """Trains a model on shifted images, judged by those that are as they were."""
     print(f"\n{optimizer.name}", flush=True)
-    model.compile(
-        optimizer=optimizer,
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-    )
-    timer = EpochTimer()
-    loggers = [SensitivityLogger()] if guided_optimizers(optimizer) else []
-    history = model.fit(
+    compile_classifier(model, optimizer)
+    return fit(
+        model,
         shifted(data.train, options),
         validation_data=tf.data.Dataset.from_tensor_slices(tuple(data.validation)).batch(500),
         epochs=options.epochs,
-        callbacks=[*loggers, timer],
     )
-    return Run(model, history.history, timer.seconds)
 
 
 def shifted(images, options):
@@ -212,20 +202,16 @@ def shifted(images, options):
 
 def draw(runs, data, path):
     figure = Figure(figsize=(15, 4.5), layout="constrained")
-    curves, histogram, places = figure.subplots(1, 3)
-    accuracies = {name: run.history["val_accuracy"] for name, run in runs.items()}
-    plot_validation_curves(curves, accuracies)
+    *panels, places = figure.subplots(1, 3)
+    draw_runs(panels, runs)
     sage = runs["Sage"].model
-    plot_sensitivity_histogram(histogram, final_sensitivities(sage))
     positions = [v for v in sage.trainable_variables if "patch_position" in v.path]
     if positions:
         sensitivity = ops.convert_to_numpy(sage.optimizer.sensitivity(positions[0]))
         plot_places(places, sensitivity.mean(axis=-1), data.validation.pixels)
     else:  # a pre-trained model, which may have none
         places.set_axis_off()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
-    print(f"Drew {path}")
+    save(figure, path)
 
 
 def plot_places(axes, sensitivity, pixels):
@@ -240,10 +226,7 @@ def plot_places(axes, sensitivity, pixels):
 
 
 def parse_arguments(arguments):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--dataset", default=DIGITS, help="these, or a set of TFDS such as cifar100")
     add("--data-dir", default="~/tensorflow_datasets", help="where TFDS keeps its sets")
@@ -256,19 +239,14 @@ def parse_arguments(arguments):
     add("--dropout", type=float, default=0.0, help="share of activations dropped")
     add("--learning-rate", type=float, default=2e-3, help="that of AdamW")
     add("--sage-learning-rate", type=float, default=3e-3, help="that of Sage")
-    add("--beta-3", type=float, default=0.75, help="decay of Sage's moving average")
+    add("--beta-3", type=ratio, default=0.75, help="decay of Sage's moving average")
     add("--epochs", type=positive_integer, default=25, help="passes over the training data")
     add("--batch-size", type=positive_integer, default=64, help="images in a step")
     add("--train-size", type=positive_integer, help="images to train on; all others if not given")
     add("--validation-size", type=positive_integer, default=1000, help="images to judge by")
     add("--seed", type=int, default=0, help="of weights, shifts, dropout and the order of the data")
-    add("--output", type=pathlib.Path, default="results/train_vit", help="where files go")
-    add("--quick", action="store_true", help="a trial run of a small model on few images")
-    options = parser.parse_args(arguments)
-    if options.quick:
-        parser.set_defaults(**QUICK)
-        options = parser.parse_args(arguments)
-    return options
+    trial = "a trial run of a small model on few images"
+    return parse(parser, arguments, "results/train_vit", QUICK, trial)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ rate between 1e-4 and 1e-1; Sage's beta_3 is a dimension that only its own trial
 prints a table of the trials, the best first, and draws their losses by learning rate.
 """
 
-import argparse
-import pathlib
-
 import keras
 import keras_tuner
 from common.digits import load_digits
-from common.training import positive_integer, print_rows
+from common.options import make_parser, parse, positive_integer
+from common.plots import save
+from common.tables import print_rows
+from common.training import compile_classifier
 from keras import layers
 from matplotlib.figure import Figure
 
@@ -74,11 +74,7 @@ def build_model(parameters, seed):
             layers.Dense(10),
         ]
     )
-    model.compile(
-        optimizer=optimizer,
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-    )
+    compile_classifier(model, optimizer)
     return model
 
 
@@ -114,28 +110,19 @@ def draw(trials, path):
     )
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=100)
-    print(f"Drew {path}")
+    save(figure, path)
 
 
 def parse_arguments(arguments):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--trials", type=positive_integer, default=24, help="models to train")
     add("--epochs", type=positive_integer, default=12, help="passes over the training data of each")
     add("--batch-size", type=positive_integer, default=64, help="digits in a step")
     add("--seed", type=int, default=0, help="of the search, the weights and the order of the data")
     add("--verbose", type=int, default=1, help="0 for no progress bar")
-    add("--output", type=pathlib.Path, default="results/tune_with_keras_tuner", help="for files")
-    add("--quick", action="store_true", help="a trial run of few trials")
-    options = parser.parse_args(arguments)
-    if options.quick:
-        parser.set_defaults(**QUICK)
-        options = parser.parse_args(arguments)
-    return options
+    output, trial = "results/tune_with_keras_tuner", "a trial run of few trials"
+    return parse(parser, arguments, output, QUICK, trial)
 
 
 if __name__ == "__main__":

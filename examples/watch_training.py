@@ -9,21 +9,16 @@ that matter least on training data are set to zero, more and more of them, and t
 tell what that costs. Logs and a page about both runs, report.html, are under results/.
 """
 
-import argparse
-import pathlib
 import re
 
-import keras_hub
 from common.downloads import UnavailableError
 from common.encoders import minilm_folder
+from common.failures import stop
+from common.fine_tuning import add_arguments, compiled_classifier, load_preprocessor, tokenize
+from common.options import make_parser, parse, positive_integer
+from common.tables import print_rows
 from common.text import movie_snippets
-from common.training import (
-    compiled_classifier,
-    positive_integer,
-    print_rows,
-    tokenize,
-    warmup_and_decay,
-)
+from common.training import recipe
 
 from sage_keras import TRANSFORMER_BLOCKS, Sage, analysis
 from sage_keras.callbacks import SensitivityLogger
@@ -47,10 +42,8 @@ def main(arguments=None):
         data = movie_snippets(options.train_size, options.validation_size, options.seed)
         preset = minilm_folder()
     except (UnavailableError, ValueError) as error:
-        raise SystemExit(f"watch_training.py: {error}") from error
-    preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(
-        preset, sequence_length=options.sequence_length
-    )
+        stop(error)
+    preprocessor = load_preprocessor(preset, options.sequence_length)
     training = tokenize(preprocessor, data.train)
     validation = tokenize(preprocessor, data.validation).batch(options.batch_size)
 
@@ -83,9 +76,8 @@ def make_optimizers(options):
 
     def make(learning_rate, guide):
         return Sage(
-            warmup_and_decay(learning_rate, options.epochs, options.train_size, options.batch_size),
-            weight_decay=0.01,
-            global_clipnorm=1.0,
+            **recipe(options, learning_rate, options.train_size),
+            beta_3=options.beta_3,
             include=TRANSFORMER_BLOCKS,
             guide=guide,
         )
@@ -147,27 +139,15 @@ def print_table(logs, curves):
 
 
 def parse_arguments(arguments):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--learning-rate", type=float, default=1e-4, help="that of AdamW")
     add("--sage-learning-rate", type=float, default=3e-4, help="that of Sage")
-    add("--epochs", type=positive_integer, default=2, help="passes over the training data")
-    add("--batch-size", type=positive_integer, default=32, help="examples in a step")
-    add("--sequence-length", type=positive_integer, default=32, help="tokens kept of an example")
-    add("--train-size", type=positive_integer, default=800, help="examples to train on")
-    add("--validation-size", type=positive_integer, default=400, help="others to judge by")
     add("--update-freq", type=positive_integer, default=5, help="steps from report to report")
-    add("--seed", type=int, default=0, help="of the new head, dropout and the order of the data")
-    add("--output", type=pathlib.Path, default="results/watch_training", help="where files go")
-    add("--quick", action="store_true", help="a trial run on few sentences, of one epoch")
-    options = parser.parse_args(arguments)
-    if options.quick:
-        parser.set_defaults(**QUICK)
-        options = parser.parse_args(arguments)
-    return options
+    add_arguments(parser)
+    parser.set_defaults(train_size=800, validation_size=400, sequence_length=32)
+    trial = "a trial run on few sentences, of one epoch"
+    return parse(parser, arguments, "results/watch_training", QUICK, trial)
 
 
 if __name__ == "__main__":

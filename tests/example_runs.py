@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 
@@ -14,6 +16,15 @@ def run_example(script, output, *arguments):
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+def stopped(example, capsys, *arguments):
+    """The line that an example prints that cannot have what it needs; it ends with status 2."""
+    with pytest.raises(SystemExit) as stop:
+        example.main(arguments)
+    assert stop.value.code == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    return line
 
 
 def parse_table(output, column="mean scale", rows=2):

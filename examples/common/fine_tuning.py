@@ -1,65 +1,89 @@
-"""What the examples share that fine-tune a text encoder with AdamW and with Sage."""
+"""What the examples share that fine-tune a text encoder."""
 
-import pathlib
+import keras
+import keras_hub
+import numpy as np
+import tensorflow as tf
+from keras import ops
 
-from matplotlib.figure import Figure
-
-from common.comparison import EpochTimer, Run, final_sensitivities
-from common.plots import plot_sensitivity_histogram, plot_validation_curves
-from common.training import positive_integer, warmup_and_decay
-from sage_keras import guided_optimizers
-from sage_keras.callbacks import SensitivityLogger
+from common import comparison
+from common.downloads import UnavailableError
+from common.options import positive_integer, ratio
+from common.training import compile_classifier
 
 
-def add_arguments(parser, output):
+def add_arguments(parser):
     """Adds the command-line arguments of a fine-tuning run to a parser, all but the rates.
 
     Args:
         parser: An `argparse.ArgumentParser`. `set_defaults` changes the defaults.
-        output: String, the default of `--output`.
     """
     add = parser.add_argument
-    add("--beta-3", type=float, default=0.75, help="decay of Sage's moving average")
+    add("--beta-3", type=ratio, default=0.75, help="decay of Sage's moving average")
     add("--epochs", type=positive_integer, default=2, help="passes over the training data")
     add("--batch-size", type=positive_integer, default=32, help="examples in a step")
     add("--sequence-length", type=positive_integer, default=40, help="tokens kept of an example")
     add("--train-size", type=positive_integer, default=1600, help="examples to train on")
     add("--validation-size", type=positive_integer, default=800, help="others to judge by")
     add("--seed", type=int, default=0, help="of the new head, dropout and the order of the data")
-    add("--output", type=pathlib.Path, default=output, help="where files go")
-    add("--quick", action="store_true", help="a trial run on few examples")
 
 
-def parse(parser, arguments, quick):
-    """Reads the command line, where `--quick` changes the defaults to those of the dict `quick`."""
-    options = parser.parse_args(arguments)
-    if options.quick:
-        parser.set_defaults(**quick)
-        options = parser.parse_args(arguments)
-    return options
-
-
-def recipe(options, learning_rate, train_size):
-    """The arguments that all optimizers have in common: warm-up and decay, clipping.
+def load_preprocessor(preset, sequence_length):
+    """The tokenizer of a preset, which makes what its model takes.
 
     Args:
-        options: What the command line said.
-        learning_rate: Float, the highest rate.
-        train_size: Integer, the number of examples of an epoch.
+        preset: String, a keras-hub preset or the folder of one.
+        sequence_length: Integer, the tokens kept of an example.
 
     Returns:
-        Dict of keyword arguments of an AdamW.
+        A `keras_hub.models.TextClassifierPreprocessor`.
+
+    Raises:
+        UnavailableError: If there is no such preset, or no network to download it.
     """
-    schedule = warmup_and_decay(learning_rate, options.epochs, train_size, options.batch_size)
-    return {"learning_rate": schedule, "weight_decay": 0.01, "global_clipnorm": 1.0}
+    try:
+        return keras_hub.models.TextClassifierPreprocessor.from_preset(
+            preset, sequence_length=sequence_length
+        )
+    except (OSError, ValueError) as error:
+        raise UnavailableError(
+            f"The preset {preset!r} cannot be loaded ({str(error).splitlines()[0][:120]}). Pass "
+            "one of keras-hub where there is a network, or the folder of one, with --preset."
+        ) from error
+
+
+def tokenize(preprocessor, examples):
+    """A data set of token ids, masks and labels, made once and outside the model.
+
+    Not arrays, which keras-hub's `fit` would not shuffle. The labels go through the preprocessor
+    because it would take a lone pair of sentences for sentences and labels.
+    """
+    tokenized = preprocessor(examples.texts, examples.labels)
+    arrays = keras.tree.map_structure(ops.convert_to_numpy, tokenized)
+    return tf.data.Dataset.from_tensor_slices(arrays)
+
+
+def text_classifier(preset, class_count, seed):
+    """A classifier of tokens with the preset's weights; the seed decides all that is random."""
+    keras.utils.set_random_seed(seed)
+    return keras_hub.models.TextClassifier.from_preset(
+        preset, num_classes=class_count, preprocessor=None
+    )
+
+
+def compiled_classifier(preset, class_count, optimizer, seed):
+    """A `text_classifier` that is ready for training."""
+    classifier = text_classifier(preset, class_count, seed)
+    compile_classifier(classifier, optimizer)
+    return classifier
 
 
 def fit(model, training, validation, options, callbacks=()):
-    """Trains a compiled model.
+    """Trains a compiled model, on examples that are shuffled anew in each epoch.
 
     Args:
         model: A compiled `keras.Model`.
-        training: `tf.data.Dataset` of single examples, in an order of its own.
+        training: `tf.data.Dataset` of single examples.
         validation: `tf.data.Dataset` of single examples, or `None`.
         options: What the command line said.
         callbacks: Sequence of callbacks that come before the others. Defaults to none.
@@ -67,32 +91,44 @@ def fit(model, training, validation, options, callbacks=()):
     Returns:
         A `Run`.
     """
-    timer = EpochTimer()
-    loggers = [SensitivityLogger()] if guided_optimizers(model.optimizer) else []
-    history = model.fit(
+    return comparison.fit(
+        model,
         training.shuffle(len(training), seed=options.seed).batch(options.batch_size),
         validation_data=None if validation is None else validation.batch(options.batch_size),
         epochs=options.epochs,
         shuffle=False,  # the data set does it
-        callbacks=[*callbacks, *loggers, timer],
-    ).history
-    return Run(model, history, timer.seconds)
+        callbacks=callbacks,
+    )
 
 
-def draw(runs, path, metric="accuracy", watched="Sage"):
-    """Draws the validation curves of all runs and the final sensitivities of one.
+def print_reloaded(model, data, typed):
+    """Prints the validation accuracy of a model that was loaded, and what it says of more texts.
 
     Args:
-        runs: Dict of label to `Run`.
-        path: A `pathlib.Path`, where the picture goes.
-        metric: String, the metric of the curves. Defaults to `"accuracy"`.
-        watched: String, the label of a run with a guided optimizer. Defaults to `"Sage"`.
+        model: A `keras.Model` that takes plain sentences and gives logits.
+        data: A `TextData`.
+        typed: List of texts to classify, each a list of one sentence, or of the two of a pair.
     """
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
-    curves, histogram = figure.subplots(1, 2)
-    values = {name: run.history[f"val_{metric}"] for name, run in runs.items()}
-    plot_validation_curves(curves, values, metric)
-    plot_sensitivity_histogram(histogram, final_sensitivities(runs[watched].model))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
-    print(f"Drew {path}")
+    predicted = class_probabilities(model, data.validation.texts).argmax(axis=-1)
+    print(f"Loaded again, validation accuracy {np.mean(predicted == data.validation.labels):.4f}")
+    if not typed:
+        return
+    columns = [list(column) for column in zip(*typed)]
+    texts = tuple(columns) if len(columns) == 2 else columns[0]
+    for sentences, probabilities in zip(typed, class_probabilities(model, texts)):
+        best = int(probabilities.argmax())
+        print(f"{data.class_names[best]} ({probabilities[best]:.3f}): {' | '.join(sentences)}")
+
+
+def class_probabilities(model, texts):
+    """The probability of each class, by text.
+
+    Args:
+        model: A `keras.Model` that takes plain sentences and gives logits.
+        texts: List of strings; for sentence pairs a tuple of two such lists.
+
+    Returns:
+        An array of shape `(texts, classes)`.
+    """
+    batches = tf.data.Dataset.from_tensor_slices((texts,)).batch(32)
+    return ops.convert_to_numpy(ops.softmax(model.predict(batches, verbose=0)))

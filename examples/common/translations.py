@@ -3,11 +3,10 @@
 import gettext
 import pathlib
 import typing
-import zipfile
 
 import numpy as np
 
-from common.downloads import Package, fetch
+from common.downloads import Package, fetch, from_wheel
 from common.tfds import check_sizes, find_builder, prepare, split_names
 
 _CHECKSUMS = """
@@ -31,16 +30,11 @@ c3e567daa0d36e87ce0bc17c858b598d9d6f9d2a8d99e366e1e00486eef62f35  spellchecker.m
 """
 
 
-def _read_file(archive, name):
-    with zipfile.ZipFile(archive) as wheel:
-        return wheel.read(f"jupyterlab_language_pack_fr_FR/locale/fr_FR/LC_MESSAGES/{name}")
-
-
 # The French of JupyterLab and its extensions, by their volunteers.
 _FRENCH = Package(
     requirement="jupyterlab-language-pack-fr-FR==4.5.post3",
     checksums=dict(line.split()[::-1] for line in _CHECKSUMS.strip().splitlines()),
-    read_file=_read_file,
+    read_file=from_wheel("jupyterlab_language_pack_fr_FR/locale/fr_FR/LC_MESSAGES"),
 )
 
 

@@ -22,9 +22,7 @@ def write_wheel(folder, content=CONTENT, name="tiny_package", version="1.0", fil
     return path
 
 
-def read_file(archive, name):
-    with zipfile.ZipFile(archive) as wheel:
-        return wheel.read(f"tiny_package/{name}")
+read_file = downloads.from_wheel("tiny_package")
 
 
 def package(names=("data.txt",), read_file=read_file):

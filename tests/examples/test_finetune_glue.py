@@ -1,12 +1,16 @@
 """The example as a whole job on GLUE's file formats, and its figures."""
 
 import finetune_glue
+import keras
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from example_runs import parse_table, run_example
+from common.fine_tuning import text_classifier
+from example_runs import parse_table, run_example, stopped
 from glue_files import write_mrpc, write_stsb
 from matplotlib.image import imread
+
+from sage_keras import LayerwiseAdamW, LayerwiseLearningRate, Sage
 
 SUBJECTS = ["The cat", "My old neighbour", "A black dog", "The president", "Her little brother"]
 VERBS = [
@@ -69,12 +73,48 @@ def test_scores_are_a_regression(tmp_path, data_dir, tiny_preset, capsys):
     arguments = ["--quick", "--task", "stsb", "--data-dir", data_dir, "--preset", tiny_preset]
     arguments += ["--sequence-length", "10", "--epochs", "4", "--output", str(tmp_path)]
     arguments += ["--learning-rate", "0.003", "--sage-learning-rate", "0.006"]
+    arguments += ["--layer-decay", "0.9"]
     finetune_glue.main(arguments)
     table = parse_table(capsys.readouterr().out)
     columns = [*(f"Pearson {epoch}" for epoch in (1, 2, 3, 4)), "final Pearson", "final Spearman"]
     assert list(table["Sage"])[1:7] == columns
     assert all(float(row["final Pearson"]) > 0.9 for row in table.values())
     assert (tmp_path / "finetune_glue_stsb.png").is_file()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("AdamW", LayerwiseAdamW), ("Sage", Sage)])
+def test_rates_fall_from_the_head_to_the_embeddings(tiny_preset, name, kind):
+    model = text_classifier(tiny_preset, 2, seed=0)
+    options = finetune_glue.parse_arguments(["--layer-decay", "0.5"])
+    optimizer = finetune_glue.make_optimizer(name, model, options)
+    assert isinstance(optimizer, kind)
+    optimizer.build(model.trainable_variables)
+    factors = {
+        part: {factor for path, factor in optimizer.multipliers.items() if part in path}
+        for part in ("embedding", "transformer_layer_0/", "pooled_dense/", "logits/")
+    }
+    assert factors == {
+        "embedding": {0.25},
+        "transformer_layer_0/": {0.5},
+        "pooled_dense/": {1.0},
+        "logits/": {1.0},
+    }
+    plain = finetune_glue.make_optimizer(name, model, finetune_glue.parse_arguments([]))
+    assert not isinstance(plain, LayerwiseLearningRate)
+
+
+def test_decay_that_cannot_be_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        finetune_glue.parse_arguments(["--layer-decay", "1.5"])
+    assert stop.value.code == 2
+    error = "argument --layer-decay: must be a number between 0 and 1. Received: 1.5"
+    assert error in capsys.readouterr().err
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    with pytest.raises(SystemExit) as stop:
+        finetune_glue.decay_by_depth(model, 0.9)
+    assert stop.value.code == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert "a built model with transformer blocks" in line
 
 
 def test_every_task_has_the_figures_of_glue():
@@ -102,27 +142,19 @@ def test_figures_against_their_definitions():
     assert correlations["Spearman"](scores, guesses) == pytest.approx(1.0)
 
 
-def stopped(capsys, *arguments):
-    """What the example prints that cannot have what it needs."""
-    with pytest.raises(SystemExit) as stop:
-        finetune_glue.main(arguments)
-    assert stop.value.code == 2
-    [line] = capsys.readouterr().err.strip().splitlines()
-    return line
-
-
 def test_missing_set_is_one_line_and_status_2(tmp_path, capsys, monkeypatch):
     def no_network(url, timeout):
         assert timeout <= 5
         raise OSError("no route")
 
     monkeypatch.setattr("urllib.request.urlopen", no_network)
-    line = stopped(capsys, "--data-dir", str(tmp_path))
+    line = stopped(finetune_glue, capsys, "--data-dir", str(tmp_path))
     assert "The data set glue/mrpc is not prepared in " in line
     assert "tfds.load('glue/mrpc')" in line
 
 
 def test_missing_preset_is_one_line_and_status_2(data_dir, capsys):
-    line = stopped(capsys, "--data-dir", data_dir, "--preset", "no_such_preset", "--quick")
+    arguments = ["--data-dir", data_dir, "--preset", "no_such_preset", "--quick"]
+    line = stopped(finetune_glue, capsys, *arguments)
     assert "The preset 'no_such_preset' cannot be loaded (" in line
     assert line.endswith("or the folder of one, with --preset.")

@@ -1,6 +1,5 @@
 """The example as a whole job on real text, and its parts on small sets made here."""
 
-import math
 import re
 
 import finetune_text
@@ -182,13 +181,6 @@ def test_schedule_warms_up_over_a_tenth_and_ends_at_zero():
         schedule = keras.optimizers.schedules.deserialize(optimizer.get_config()["learning_rate"])
         rates = [float(schedule(step)) for step in (0, 5, 10, 55, 100)]
         assert rates == pytest.approx([0.0, peak / 2, peak, peak / 2, 0.0], abs=1e-9)
-
-
-def test_quick_gives_way_to_what_is_passed():
-    options = finetune_text.parse_arguments(["--quick", "--epochs", "3"])
-    assert options.train_size == finetune_text.QUICK["train_size"]
-    assert options.epochs == 3
-    assert math.isclose(options.beta_3, 0.75)
 
 
 def test_refuses_bad_arguments(capsys):

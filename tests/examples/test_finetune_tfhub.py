@@ -4,20 +4,11 @@ import re
 
 import finetune_tfhub
 import pytest
-from example_runs import parse_table, run_example
+from example_runs import parse_table, run_example, stopped
 from matplotlib.image import imread
 from modes import BACKEND
 
 tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="the example stops; see below")
-
-
-def stopped(capsys, *arguments):
-    """What the example prints that cannot have what it needs."""
-    with pytest.raises(SystemExit) as stop:
-        finetune_tfhub.main(arguments)
-    assert stop.value.code == 2
-    [line] = capsys.readouterr().err.strip().splitlines()
-    return line
 
 
 @tensorflow_only
@@ -39,11 +30,11 @@ def test_quick_run_on_real_text(tmp_path):
 
 @tensorflow_only
 def test_missing_module_is_one_line_and_status_2(tmp_path, capsys):
-    line = stopped(capsys, "--handle", str(tmp_path / "no_module"))
+    line = stopped(finetune_tfhub, capsys, "--handle", str(tmp_path / "no_module"))
     assert "Argument `handle` must be the URL of a module" in line
 
 
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="it is the backend that it needs")
 def test_other_backends_are_one_line_and_status_2(capsys):
-    line = stopped(capsys)
+    line = stopped(finetune_tfhub, capsys)
     assert line.endswith("needs TensorFlow as Keras's backend: set KERAS_BACKEND=tensorflow.")

@@ -142,7 +142,7 @@ def test_batches_follow_from_seed_and_step():
     ("settings", "message"),
     [
         (["--steps", "50", "--save-every", "20"], "multiple of --save-every"),
-        (["--steps", "0"], "must be above 0"),
+        (["--steps", "0"], "--steps: must be a whole number above 0"),
         (["--way", "orbax" if BACKEND != "jax" else "manager"], "needs KERAS_BACKEND="),
     ],
 )

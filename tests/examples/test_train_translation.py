@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 import train_translation
 from common.translations import Translations, interface_strings, tfds_translations
 from common.translator import END, PAD, START, BeamSearch, Tokenizer, Translator
-from example_runs import parse_table, run_example
+from example_runs import parse_table, run_example, stopped
 from keras import ops
 from matplotlib.image import imread
 
@@ -167,12 +167,6 @@ def test_search_with_all_beams_finds_the_most_probable_translation(translator):
         np.testing.assert_array_equal(tokens, every[scores.argmax()])
 
 
-def test_quick_gives_way_to_what_is_passed():
-    options = train_translation.parse_arguments(["--quick", "--epochs", "3"])
-    assert options.train_size == train_translation.QUICK["train_size"]
-    assert options.epochs == 3
-
-
 @pytest.mark.parametrize(
     ("arguments", "advice"),
     [
@@ -181,8 +175,4 @@ def test_quick_gives_way_to_what_is_passed():
     ],
 )
 def test_what_cannot_be_had_ends_it_in_one_line(capsys, arguments, advice):
-    with pytest.raises(SystemExit) as stopped:
-        train_translation.main(arguments)
-    assert stopped.value.code == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert advice in line
+    assert advice in stopped(train_translation, capsys, *arguments)

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 import train_vit
 from common.downloads import UnavailableError
 from common.images import ImageData, Images, mnist_digits, tfds_images
-from example_runs import parse_table, run_example
+from example_runs import parse_table, run_example, stopped
 from matplotlib.image import imread
 
 
@@ -153,20 +153,11 @@ def test_fine_tunes_an_application(monkeypatch):
 
 
 def test_preset_that_cannot_be_had_ends_it_in_one_line(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        train_vit.main(["--preset", "no_such_preset"])
-    assert stopped.value.code == 2
-    [line] = capsys.readouterr().err.splitlines()
+    line = stopped(train_vit, capsys, "--preset", "no_such_preset")
     assert "The preset no_such_preset cannot be had" in line
     assert train_vit.find_application("no_such_preset") is None
     with pytest.raises(UnavailableError, match="no_such_preset"):
         train_vit.pretrained_model("no_such_preset", (28, 28, 1), 10, image_size=32)
-
-
-def test_quick_gives_way_to_what_is_passed():
-    options = train_vit.parse_arguments(["--quick", "--epochs", "3"])
-    assert options.train_size == train_vit.QUICK["train_size"]
-    assert options.epochs == 3
 
 
 def test_schedules_rise_to_each_optimizers_own_rate():

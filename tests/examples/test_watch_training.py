@@ -50,9 +50,3 @@ def test_log_of_an_earlier_run_is_removed_and_nothing_else(tmp_path):
     watch_training.remove_log(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     watch_training.remove_log(tmp_path / "missing")
-
-
-def test_quick_gives_way_to_what_is_passed():
-    options = watch_training.parse_arguments(["--quick", "--epochs", "3"])
-    assert options.train_size == watch_training.QUICK["train_size"]
-    assert options.epochs == 3
