@@ -11,7 +11,7 @@ os.environ["KERAS_BACKEND"] = "jax"  # before Keras is imported
 import jax
 import keras
 import numpy as np
-from common.digits import load_digits
+from common.digits import load_digits, make_classifier
 
 from sage_keras import Sage
 
@@ -20,15 +20,7 @@ EPOCHS, BATCH_SIZE = 20, 64
 
 def main():
     (pixels, labels), validation = load_digits()
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [
-            keras.Input((64,)),
-            keras.layers.Dense(64, activation="relu"),
-            keras.layers.Dropout(0.1),
-            keras.layers.Dense(10),
-        ]
-    )
+    model = make_classifier()
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     optimizer = Sage(learning_rate=5e-3)
     optimizer.build(model.trainable_variables)

@@ -9,7 +9,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"  # before Keras is imported
 
 import keras
 import tensorflow as tf
-from common.digits import load_digits
+from common.digits import load_digits, make_classifier
 
 from sage_keras import Sage
 
@@ -21,15 +21,7 @@ def main():
     # Whole batches: XLA compiles a function for each shape.
     train = tf.data.Dataset.from_tensor_slices(train).shuffle(len(train[1]), seed=0)
     train = train.batch(BATCH_SIZE, drop_remainder=True)
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [
-            keras.Input((64,)),
-            keras.layers.Dense(64, activation="relu"),
-            keras.layers.Dropout(0.1),
-            keras.layers.Dense(10),
-        ]
-    )
+    model = make_classifier()
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     optimizer = Sage(learning_rate=5e-3)
     optimizer.build(model.trainable_variables)  # XLA lets no variable be made later

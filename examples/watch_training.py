@@ -26,10 +26,11 @@ from sage_keras.callbacks import SensitivityLogger
 FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 MEASURED_BATCHES = 20
 QUICK = {
-    "train_size": 256,
-    "validation_size": 96,
+    "train_size": 128,
+    "validation_size": 32,
     "epochs": 1,
-    "batch_size": 16,
+    "batch_size": 8,
+    "sequence_length": 16,
     "update_freq": 4,
     "learning_rate": 3e-4,  # fewer steps, larger ones
     "sage_learning_rate": 6e-4,
