@@ -1,7 +1,7 @@
 import os
 import pathlib
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # What tests share holds no tests. Collected for doctests it would be imported a second time, under
 # another name, and its classes registered with Keras again.
@@ -13,6 +13,7 @@ collect_ignore = [
 
 # No deadlines: a test must not fail because a machine is slow. Hypothesis looks in new places on
 # every run at home, and in the same ones on a build server.
-settings.register_profile("home", deadline=None)
-settings.register_profile("build_server", deadline=None, derandomize=True)
+patient = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("home", **patient)
+settings.register_profile("build_server", **patient, derandomize=True)
 settings.load_profile("build_server" if os.environ.get("CI") else "home")
