@@ -14,16 +14,17 @@ import multiprocessing
 from tqdm import tqdm
 
 from benchmarks import common
-from benchmarks.steps import BFLOAT16, COPY, FUSED, LITERAL, serve
+from benchmarks.steps import BFLOAT16, COPY, FUSED, LITERAL, STAGE_II, serve
 
 BASES = {"Sage": "AdamW", "SageAdam": "Adam", "SageAdamax": "Adamax", "SageSGD": "SGD"}
-BASES |= {"DPSDense": "AdamW", "DPSMix": "AdamW"}
+DPS = [name + stage for name in ("DPSDense", "DPSMix") for stage in ("", STAGE_II)]
+BASES |= dict.fromkeys(DPS, "AdamW")
 PAIRS = [*BASES, *dict.fromkeys(BASES.values())]
 OTHERS = (FUSED, LITERAL, "optax.adamw")
 # The arms by backend, how they are run, and what is run.
 FULL = {
     "tensorflow": {
-        "graph": ["AdamW", "Sage", BFLOAT16, "DPSDense", COPY],
+        "graph": ["AdamW", "Sage", BFLOAT16, *DPS[:2], COPY],
         "xla": [*PAIRS, BFLOAT16, COPY],
     },
     "jax": {"xla": [*PAIRS, BFLOAT16, "optax.adamw", COPY]},
@@ -40,7 +41,7 @@ LARGE = {
 # writes weight and slots.
 LEAST_BYTES = {
     "AdamW": 28, "Adam": 28, "Adamax": 28, "optax.adamw": 28, FUSED: 28,
-    "Sage": 36, "SageAdam": 36, "SageAdamax": 36, LITERAL: 36, "DPSDense": 36, "DPSMix": 44,
+    "Sage": 36, "SageAdam": 36, "SageAdamax": 36, LITERAL: 36, **dict(zip(DPS, (36, 32, 44, 40))),
     BFLOAT16: 32, "SGD": 12, "SageSGD": 20, COPY: 8,
 }  # fmt: skip
 

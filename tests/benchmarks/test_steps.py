@@ -20,6 +20,25 @@ def test_state_is_one_more_value_for_each_parameter(name, slots):
     assert arms.seconds(f"{MODE} {name}", calls=2) > 0
 
 
+@pytest.mark.parametrize(("name", "slots"), [("DPSDense", 3), ("DPSMix", 6)])
+@pytest.mark.parametrize(("ending", "stage"), [("", 1), (steps.STAGE_II, 2)])
+def test_dps_is_timed_in_both_stages(name, slots, ending, stage, monkeypatch):
+    arms = steps.Arms(SHAPES)
+    kind = f"_{BACKEND}_{MODE}"
+    compiled = getattr(arms, kind)
+    found = []
+
+    def noted(optimizer, variables):
+        found.append((type(optimizer).__name__, optimizer.stage))
+        return compiled(optimizer, variables)
+
+    monkeypatch.setattr(arms, kind, noted)
+    state = arms.make(f"{MODE} {name}{ending}")
+    assert arms.seconds(f"{MODE} {name}{ending}", calls=2) > 0
+    assert found == [(name, stage)]
+    assert slots * 4 * 15 <= state < slots * 4 * 15 + 120  # and what a column or a variable has
+
+
 def test_bandwidth_is_measured_on_the_weights_alone():
     arms = steps.Arms(SHAPES)
     assert arms.make(f"{MODE} {steps.COPY}") == 0

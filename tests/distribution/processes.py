@@ -3,37 +3,43 @@
 import contextlib
 import os
 import pathlib
+import random
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 
 import numpy as np
 
 FOLDER = pathlib.Path(__file__).parent
-TIMEOUT = 300  # seconds: a worker whose peer has failed would wait for ever
+TIMEOUT = 300  # seconds
 
 
 def run_tests(name, **environment):
     """Runs a file of tests that pytest does not collect by itself."""
     command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-q"]
-    [(code, output)] = _run([([*command, str(FOLDER / name)], environment)])
-    assert code == 0, output
+    _run([([*command, str(FOLDER / name)], environment)])
 
 
 def run_workers(name, arguments, environments):
     """Runs a script once for each list of arguments, all at a time; raises if one fails."""
-    command = [sys.executable, str(FOLDER / name)]
-    jobs = [([*command, *map(str, own)], env) for own, env in zip(arguments, environments)]
-    for code, output in _run(jobs):
-        assert code == 0, output
+    command = [sys.executable, "-X", "faulthandler", str(FOLDER / name)]
+    _run([([*command, *map(str, own)], env) for own, env in zip(arguments, environments)])
 
 
 def free_address():
-    """A port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    """A port of this machine that nothing listens on.
+
+    It lies below the ports that systems give to outgoing connections: one of those could be
+    gone before the worker listens.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 16_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return f"127.0.0.1:{port}"
 
 
 def load(path):
@@ -46,7 +52,10 @@ def load(path):
 
 
 def _run(jobs):
-    """Pairs of exit status and output of the commands, each with changes to the environment."""
+    """Runs commands side by side, each with changes to the environment; raises if one fails.
+
+    When one fails the others are ended, for they would wait for it.
+    """
     path = os.pathsep.join([str(FOLDER.parent), *sys.path])
     with contextlib.ExitStack() as stack:
         outputs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in jobs]
@@ -59,13 +68,31 @@ def _run(jobs):
             )
             for (command, environment), output in zip(jobs, outputs)
         ]
-        try:
-            for process in processes:
-                process.wait(TIMEOUT)
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
+        stack.callback(_kill, processes)
+        codes = _wait(processes)
+        for process in processes:
+            process.send_signal(signal.SIGABRT)  # faulthandler prints where it hangs
+        time.sleep(0.1)
         for output in outputs:
             output.seek(0)
-        return [(process.returncode, out.read()) for process, out in zip(processes, outputs)]
+        report = "\n".join(
+            f"== process {index}, exit status {code}\n{output.read()}"
+            for index, (code, output) in enumerate(zip(codes, outputs))
+        )
+        assert codes == [0] * len(jobs), report
+
+
+def _wait(processes):
+    """The exit statuses once all have ended, one has failed or the time is over."""
+    end = time.monotonic() + TIMEOUT
+    while True:
+        codes = [process.poll() for process in processes]
+        if None not in codes or any(codes) or time.monotonic() > end:
+            return codes
+        time.sleep(0.1)
+
+
+def _kill(processes):
+    for process in processes:
+        process.kill()
+        process.wait()
