@@ -54,6 +54,7 @@ def main(arguments=None):
         log_dir = options.output / name
         remove_log(log_dir)
         classifier = compiled_classifier(preset, len(data.class_names), optimizer, options.seed)
+        optimizer.build(classifier.trainable_variables)  # so TensorFlow traces the step only once
         classifier.fit(
             training.shuffle(options.train_size, seed=options.seed).batch(options.batch_size),
             validation_data=validation,

@@ -61,6 +61,8 @@ def fit(model, *data, callbacks=(), **arguments):
     Returns:
         A `Run`.
     """
+    # TensorFlow would trace a step that makes the slots first, and then one that trains.
+    model.optimizer.build(model.trainable_variables)
     timer = EpochTimer()
     loggers = [SensitivityLogger()] if guided_optimizers(model.optimizer) else []
     history = model.fit(*data, **arguments, callbacks=[*callbacks, *loggers, timer]).history
