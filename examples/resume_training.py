@@ -17,8 +17,10 @@ of the data.
 import importlib.util
 import json
 import os
+import pathlib
 import shutil
 
+import h5py
 import keras
 import numpy as np
 from common.digits import load_digits
@@ -136,7 +138,8 @@ class Backup(keras.callbacks.BackupAndRestore):
 
     Keras writes over the file of the weights, and then over a file with the number of the epoch.
     Killed between the two, it would train an epoch twice; the weights' own count of steps says
-    which epoch it is. Killed while it writes its very first file, it would never start again.
+    which epoch it is. Killed while it writes its very first file, it would never start again, nor
+    where it left half a file of weights that HDF5 opens.
     """
 
     def __init__(self, folder, steps_of_epoch):
@@ -144,6 +147,9 @@ class Backup(keras.callbacks.BackupAndRestore):
         self._steps_of_epoch = steps_of_epoch
 
     def on_train_begin(self, logs=None):
+        newest = pathlib.Path(self.backup_dir, "latest.weights.h5")
+        if newest.exists() and not is_whole(newest):
+            newest.write_bytes(b"")  # Keras takes the file before if this one does not open
         try:
             super().on_train_begin(logs)
         except json.JSONDecodeError:
@@ -152,6 +158,21 @@ class Backup(keras.callbacks.BackupAndRestore):
             shutil.rmtree(self.backup_dir)  # neither file is whole: nothing was saved yet
         epoch = int(self.model.optimizer.iterations) // self._steps_of_epoch
         self.model._initial_epoch = epoch  # as `BackupAndRestore` itself tells `fit`
+
+
+def is_whole(path):
+    """Whether everything in a file of weights can be read."""
+
+    def read(name, item):
+        if isinstance(item, h5py.Dataset):
+            item[()]
+
+    try:
+        with h5py.File(path) as file:
+            file.visititems(read)
+            return len(file) > 0
+    except (KeyError, OSError, RuntimeError):
+        return False
 
 
 def by_orbax(model, options):

@@ -90,6 +90,14 @@ def break_newest(folder):
     path.write_bytes(path.read_bytes()[:1000])
 
 
+def break_newest_after_its_head(folder):
+    """It was writing the weights; HDF5 opens the file, and finds that the parts are not there."""
+    path = folder / "latest.weights.h5"
+    content = bytearray(path.read_bytes())
+    content[40:48] = (2048).to_bytes(8, "little")  # where the file ends, by its first block
+    path.write_bytes(content)
+
+
 def break_order(folder):
     """It had written the weights, and not yet the epoch."""
     (folder / "training_metadata.json").write_text(json.dumps({"epoch": 2, "batch": 0}))
@@ -102,12 +110,17 @@ def break_epoch(folder):
 
 @pytest.mark.parametrize(
     ("break_it", "start"),
-    [(break_first, 0), (break_newest, 40), (break_order, 60), (break_epoch, 60)],
+    [
+        (break_first, 0),
+        (break_newest, 40),
+        (break_newest_after_its_head, 40),
+        (break_order, 60),
+        (break_epoch, 60),
+    ],
 )
 def test_backup_bears_all_that_a_kill_can_leave(
     reference, stopped, tmp_path, capsys, break_it, start
 ):
-    """Of all prefixes of the writes of a file none but the whole can be opened: that was tried."""
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     break_it(tmp_path / "backup")
     train(tmp_path, "--way", "backup")
