@@ -1,7 +1,7 @@
 """Fine-tunes a text encoder through LoRA adapters with Sage, and, to compare, as a whole.
 
     python examples/finetune_lora.py
-    python examples/finetune_lora.py --rank 16 --lora-learning-rate 1e-3
+    python examples/finetune_lora.py --rank 16 --lora-learning-rate 3e-3
     python examples/finetune_lora.py --quick --text "A film to remember."
 
 Both runs use Sage, start from the same weights and see the same batches. With LoRA only two thin
@@ -45,7 +45,6 @@ QUICK = {
     "batch_size": 16,
     "sequence_length": 24,
     "learning_rate": 6e-4,  # fewer steps, larger ones
-    "lora_learning_rate": 1e-2,
 }
 
 
@@ -121,7 +120,7 @@ def parse_arguments(arguments):
     add = parser.add_argument
     add("--rank", type=positive_integer, default=8, help="of the adapters")
     add("--learning-rate", type=float, default=3e-4, help="that of full fine-tuning")
-    add("--lora-learning-rate", type=float, default=3e-3, help="that of LoRA")
+    add("--lora-learning-rate", type=float, default=1e-2, help="that of LoRA")
     add("--text", action="append", default=[], metavar="SENTENCE", help="to classify; repeatable")
     add_arguments(parser)
     return parse(parser, arguments, "results/finetune_lora", QUICK)
