@@ -61,8 +61,8 @@ def fit(model, *data, callbacks=(), **arguments):
     Returns:
         A `Run`.
     """
-    # TensorFlow would trace a step that makes the slots first, and then one that trains.
-    model.optimizer.build(model.trainable_variables)
+    if model.built:  # or TensorFlow would trace a step that makes the slots, and then one more
+        model.optimizer.build(model.trainable_variables)
     timer = EpochTimer()
     loggers = [SensitivityLogger()] if guided_optimizers(model.optimizer) else []
     history = model.fit(*data, **arguments, callbacks=[*callbacks, *loggers, timer]).history
