@@ -1,3 +1,4 @@
+import os
 import pathlib
 import sys
 
@@ -7,6 +8,9 @@ import pytest
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))  # as it is for a script that is run from there
+
+# An example about JAX sets this where nothing does; processes that tests start would be on JAX.
+os.environ["KERAS_BACKEND"] = keras.backend.backend()
 
 
 # Whole jobs that take half a minute or more each. They run on TensorFlow, which most users have;
