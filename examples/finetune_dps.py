@@ -8,7 +8,8 @@ The low-resource setting of the DPS paper, on movie-review snippets. A seed deci
 are trained on, their order, the new head and the dropout, alike for all optimizers; the validation
 sentences are the same in all runs, and are looked at once, when a run is over. `DPSMix`
 draws the same columns with every seed. The script prints a table with the mean, the standard
-deviation and the worst of the seeds, and draws every one of them.
+deviation and the worst of the seeds, and the difference to AdamW over all of them, and draws every
+one.
 
 Each run is appended to `runs.jsonl` in the output folder when it is finished, and one that is
 there is not repeated: an interrupted script goes on where it stopped.
@@ -82,6 +83,7 @@ def main(arguments=None):
             keras.utils.clear_session()
     results = {(size, arm): [runs[key] for key in keys(arm, size, options)] for size, arm in wanted}
     print_table(results, options)
+    print_differences(results)
     draw(results, options.output / "finetune_dps.png")
 
 
@@ -242,6 +244,22 @@ def print_table(results, options):
         figures = [f"{np.mean(accuracies):.4f}", spread, f"{np.min(accuracies):.4f}"]
         seconds = f"{np.median([run['s'] for run in runs]):.1f}"
         rows.append([str(size), arm, f"{learning_rate(arm, options):g}", *figures, seconds])
+    print_rows(rows)
+
+
+def print_differences(results):
+    """How much better than AdamW the others are, over the pairs of runs of one size and seed."""
+    sizes = list(dict.fromkeys(size for size, _ in results))
+    accuracies = {
+        arm: np.array([run["accuracy"] for size in sizes for run in results[size, arm]])
+        for arm in ARMS
+    }
+    rows = [["to AdamW", "pairs", "mean", "std error"]]
+    for arm in ARMS[1:]:
+        differences = accuracies[arm] - accuracies["AdamW"]
+        count = len(differences)
+        error = f"{np.std(differences, ddof=1) / count**0.5:.4f}" if count > 1 else "-"
+        rows.append([arm, str(count), f"{np.mean(differences):+.4f}", error])
     print_rows(rows)
 
 

@@ -70,6 +70,23 @@ def test_finished_runs_are_kept_and_a_seed_reproduces(tmp_path, tiny_preset, cap
     assert again["result"]["loss"] == pytest.approx(lines[-1]["result"]["loss"], rel=1e-6)
 
 
+def test_differences_are_of_pairs(capsys):
+    accuracies = {"AdamW": (0.5, 0.6), "Sage": (0.6, 0.8), "DPSDense": (0.4, 0.5), "DPSMix": (0, 1)}
+    results = {
+        (size, arm): [{"accuracy": one + size} for one in pair]
+        for size in (0.0, 0.1)
+        for arm, pair in accuracies.items()
+    }
+    finetune_dps.print_differences(results)
+    rows = [line.split() for line in capsys.readouterr().out.strip().splitlines()]
+    assert rows == [
+        ["to", "AdamW", "pairs", "mean", "std", "error"],
+        ["Sage", "4", "+0.1500", "0.0289"],  # of 0.1, 0.2, 0.1, 0.2
+        ["DPSDense", "4", "-0.1000", "0.0000"],
+        ["DPSMix", "4", "-0.0500", "0.2598"],
+    ]
+
+
 def test_other_settings_are_other_runs(tmp_path):
     parse = finetune_dps.parse_arguments
     runs = finetune_dps.Runs(tmp_path / "runs.jsonl")
