@@ -32,10 +32,10 @@ MINILM = "all-MiniLM-L6-v2"
 SNIPPETS = "movie-snippets"
 QUICK = {
     "train_size": 480,
-    "validation_size": 96,
+    "validation_size": 160,
     "epochs": 1,
     "batch_size": 16,
-    "sequence_length": 24,
+    "sequence_length": 32,
     "learning_rate": 3e-4,  # fewer steps, larger ones
     "sage_learning_rate": 6e-4,
 }
