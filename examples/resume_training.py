@@ -53,13 +53,13 @@ def main(arguments=None):
         batches.begin_at(step)
         seed_layers(model, options.seed, step)
 
+    model.optimizer.build(model.trainable_variables)  # there have to be slots to load into
     restore, checkpoints = {
         "file": by_file,
         "backup": by_backup,
         "orbax": by_orbax,
         "manager": by_manager,
     }[options.way](model, options)
-    model.optimizer.build(model.trainable_variables)  # there have to be slots to load into
     restore()
     model.fit(
         batches,
@@ -191,7 +191,6 @@ def by_manager(model, options):
     """On TensorFlow: `tf.train.CheckpointManager`."""
     import tensorflow as tf
 
-    model.optimizer.build(model.trainable_variables)
     variables = [*model.variables, *model.optimizer.variables]
     # By their places in one list, so that nothing is left out, or matched to something else.
     checkpoint = tf.train.Checkpoint(state=[variable.value for variable in variables])

@@ -69,7 +69,7 @@ def test_encoder_that_cannot_be_had_is_one_line_and_status_2(
     example, tmp_path, monkeypatch, capsys
 ):
     if example is finetune_tfhub and BACKEND != "tensorflow":
-        pytest.skip("it stops before, on account of the backend: see its own tests")
+        pytest.skip("it refuses this backend first, which test_finetune_tfhub.py shows")
 
     def unavailable():
         raise UnavailableError("there is\nno network")
