@@ -184,16 +184,17 @@ class HubLayer(keras.layers.Layer):
         found = []
 
         def differentiate(inputs):
-            with tf.GradientTape() as tape:
-                outputs = tf.nest.flatten(self._run(inputs, training=True))
+            outputs = tf.nest.flatten(self._run(inputs, training=True))
             outputs = [output for output in outputs if output.dtype.is_floating]
-            found.extend(tape.gradient(outputs, variables) if outputs else [])
+            found.extend(tf.gradients(outputs, variables) if outputs else [])
 
         # Traced, and never run.
         trace = tf.function(differentiate, autograph=False).get_concrete_function
         reason = None
         try:
-            trace(tf.nest.map_structure(tf.type_spec_from_value, inputs))
+            # Not under the tape that trains: second derivatives would be made ready as well.
+            with tf.init_scope():
+                trace(tf.nest.map_structure(tf.type_spec_from_value, inputs))
         except LookupError as error:  # an operation that has no gradient
             reason = error
         if all(gradient is None for gradient in found):

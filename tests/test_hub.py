@@ -414,6 +414,15 @@ def test_refuses_a_module_without_gradients_before_anything_moves(modules):
 
 
 @tensorflow_only
+def test_tape_that_trains_does_not_see_how_gradients_are_looked_for(modules):
+    """Below it TensorFlow would make second derivatives ready, and take minutes for a large one."""
+    layer = HubLayer(modules("reusable"))
+    with tf.GradientTape() as tape:
+        layer._check_gradients(tf.constant(data()[0]))
+    assert tape.watched_variables() == ()
+
+
+@tensorflow_only
 def test_frozen_module_needs_no_variables(modules):
     x, _ = data()
     layer = HubLayer(modules("constant"), trainable=False)
