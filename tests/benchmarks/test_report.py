@@ -54,6 +54,12 @@ def test_same_lines_give_the_same_files(tmp_path, capsys):
     assert pages[0] == pages[1]
 
 
+def test_published_page_is_the_one_that_the_lines_give():
+    evidence = report.Evidence(results.read(results.RESULTS))
+    page = report.write(evidence, results.read(report.REDUNDANCY))
+    assert page == (report.DOCS / "results.md").read_text(encoding="utf-8")
+
+
 def test_first_paragraph_answers_with_intervals():
     answer = write(make_lines()).split("\n\n")[1]
     assert "Sage 0.75 against tuned AdamW: +2.00 [+2.00, +2.00], better (tiny)." in answer
