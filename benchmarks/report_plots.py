@@ -11,18 +11,19 @@ SHOWN = (BASE, SAGE, *CONTROLS, ("Calibrated", 0.75), ("Adamax", None), ("SageAd
 
 
 def draw_differences(evidence, path):
-    """Draws each arm's difference to tuned AdamW with its interval, a panel for each task.
+    """Draws each arm's difference to tuned AdamW with its interval, by task, where there are any.
 
     Args:
         evidence: An `Evidence`.
         path: `pathlib.Path` of the picture.
     """
-    arms = list(dict.fromkeys(arm for task in evidence.tasks for arm in evidence.tuning[task]))
+    tasks = [task for task in evidence.tasks if evidence.final[task]] or evidence.tasks
+    arms = list(dict.fromkeys(arm for task in tasks for arm in evidence.tuning[task]))
     arms = [arm for arm in arms if arm != BASE]
-    figure = Figure(figsize=(2 + 3 * len(evidence.tasks), 1.5 + 0.3 * len(arms)))
+    figure = Figure(figsize=(2 + 3 * len(tasks), 1.5 + 0.3 * len(arms)))
     figure.set_layout_engine("constrained")
-    panels = figure.subplots(1, len(evidence.tasks), sharey=True, squeeze=False)[0]
-    for axes, task in zip(panels, evidence.tasks):
+    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    for axes, task in zip(panels, tasks):
         axes.axvline(0, color="0.6", linewidth=1)
         for place, arm in enumerate(arms):
             difference = evidence.difference(task, arm)
