@@ -101,7 +101,7 @@ class Trainer:
         rows = np.arange(len(labels) + -len(labels) % VALIDATION_BATCH_SIZE) % len(labels)
         padded = keras.tree.map_structure(lambda array: array[rows], inputs)
         batches = batched(padded, labels[rows], VALIDATION_BATCH_SIZE)
-        batches.pop("y", None)
+        batches.pop("y", None)  # `predict` has no such argument, and skips a dataset's labels
         logits = self.model.predict(**batches, verbose=0)
         return METRICS[self.task.metric](labels, logits[: len(labels)])
 
