@@ -16,7 +16,7 @@ from tqdm import tqdm
 from benchmarks import common
 from benchmarks import lines as results
 
-SEEDS = {"tune": (100,), "final": range(5), "twice": range(5), "four_times": range(5)}
+SEEDS = {"tune": (100,), **dict.fromkeys(results.FACTORS, range(5))}
 FINE_TUNING_RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
 SCRATCH = ("vit", "translation")  # how the names of tasks from scratch begin
 SCRATCH_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
@@ -26,12 +26,12 @@ EXTENSIONS = 3  # at each end, at most
 def main(arguments=None):
     options = parse_arguments(arguments)
     from benchmarks.arms import ARMS
-    from benchmarks.tasks import MAIN_TASKS, make_tasks
+    from benchmarks.tasks import make_tasks
 
     tasks = make_tasks(options.glue_dir)
     check("--tasks", options.tasks, tasks)
     check("--arms", options.arms, [name for arm in ARMS for name in (arm.name, str(arm))])
-    tasks = [tasks[name] for name in options.tasks or MAIN_TASKS]
+    tasks = [tasks[name] for name in options.tasks or results.MAIN_TASKS]
     arms = [arm for arm in ARMS if not options.arms or {arm.name, str(arm)} & set(options.arms)]
 
     grid = Grid(options.results, arms, options.seeds)
@@ -88,14 +88,13 @@ class Grid:
         best = results.best_rates(self.lines, task.name)
         runs = []
         for arm in self.arms:
-            rate = best.get((arm.name, arm.beta_3))
             if phase == "tune":
                 rates = rates_to_try(self.lines, task.name)
             else:
-                rates = [rate and results.rate_of_phase(rate, phase)]
+                rates = [results.rate_of_phase(best, (arm.name, arm.beta_3), phase)]
             for rate in rates:
                 for seed in self.seeds or SEEDS[phase]:
-                    if (task.name, arm.name, arm.beta_3, rate, seed, phase) not in there:
+                    if (task.name, arm.name, arm.beta_3, rate, seed, phase == "tune") not in there:
                         runs.append((arm, rate, seed, phase))
         return runs
 

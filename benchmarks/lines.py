@@ -8,8 +8,20 @@ import statistics
 from benchmarks import common
 
 RESULTS = common.RESULTS / "glue.jsonl"
-KEY = ("task", "arm", "beta_3", "learning_rate", "seed", "phase")
-FACTORS = {"final": 1, "twice": 2, "four_times": 4}  # of the best rate, by phase
+KEY = ("task", "arm", "beta_3", "learning_rate", "seed")
+BASE = ("AdamW", None)
+FACTORS = {"final": 1, "twice": 2, "four_times": 4, "adamw_rate": 1}  # of the best rate, by phase
+MAIN_TASKS = (  # those that answer the question; the others search for where guiding pays
+    "reviews320",
+    "vit",
+    "vit_320",
+    "translation",
+    "reviews1000",
+    "cola",
+    "rte",
+    "mrpc",
+    "reviews8000",
+)
 
 
 def read(path):
@@ -40,8 +52,8 @@ def append(path, line):
 
 
 def key(line):
-    """What makes a run the one it is, as a tuple."""
-    return tuple(line[name] for name in KEY)
+    """What makes a run the one it is, as a tuple: of its phase only whether it is tuning."""
+    return (*(line[name] for name in KEY), line["phase"] == "tune")
 
 
 def arm_of(line):
@@ -85,17 +97,19 @@ def best_rates(lines, task):
     }
 
 
-def rate_of_phase(best_rate, phase):
-    """The learning rate of the runs of a phase.
+def rate_of_phase(best, arm, phase):
+    """The learning rate of an arm's runs of a phase.
 
     Args:
-        best_rate: Float.
-        phase: A key of `FACTORS`.
+        best: Dict of `best_rates`.
+        arm: Tuple of name and beta_3.
+        phase: A key of `FACTORS`. In `"adamw_rate"` every arm trains at the best rate of AdamW.
 
     Returns:
-        Float.
+        Float, or `None` where the best rate is still to be found.
     """
-    return rounded(best_rate * FACTORS[phase])
+    rate = best.get(BASE if phase == "adamw_rate" else arm)
+    return rate and rounded(rate * FACTORS[phase])
 
 
 def rounded(rate):

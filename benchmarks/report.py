@@ -17,10 +17,12 @@ from benchmarks.intervals import paired, pooled
 REDUNDANCY = common.RESULTS / "redundancy.jsonl"
 METHOD = pathlib.Path(__file__).parent / "method.md"
 DOCS = common.RESULTS.parents[1] / "docs"
-BASE = ("AdamW", None)
+BASE = results.BASE
 SAGE = ("Sage", 0.75)
+CALIBRATED = ("Calibrated", 0.75)
+MEAN_SCALE = ("MeanScale", 0.75)
 CONTROLS = {
-    ("MeanScale", 0.75): "one mean scale for the whole model",
+    MEAN_SCALE: "one mean scale for the whole model",
     ("TensorMean", 0.75): "one mean scale for each tensor",
     ("RandomScale", 0.75): "scales dealt out at random",
     ("FrozenScale", 0.75): "scales frozen after warm-up",
@@ -37,14 +39,17 @@ class Evidence:
 
     def __init__(self, lines):
         self.lines = lines
-        self.tasks = list(dict.fromkeys(line["task"] for line in lines))
+        there = dict.fromkeys(line["task"] for line in lines)
+        self.main_tasks = [task for task in results.MAIN_TASKS if task in there]
+        self.further_tasks = [task for task in there if task not in self.main_tasks]
+        self.tasks = self.main_tasks + self.further_tasks
         self.metrics = {line["task"]: line["metric"] for line in lines}
         self.best = {task: results.best_rates(lines, task) for task in self.tasks}
         self.tuning = {task: results.tuning_values(lines, task) for task in self.tasks}
         self.final = {task: self.values(task, "final") for task in self.tasks}
 
     def values(self, task, phase):
-        """The metric of a phase by arm and seed, where the rate still follows from the best one.
+        """The metric of a phase by arm and seed: of all runs at its rate that are not tuning.
 
         Args:
             task: String.
@@ -55,10 +60,9 @@ class Evidence:
         """
         values = collections.defaultdict(dict)
         for line in self.lines:
-            if (line["task"], line["phase"]) == (task, phase):
+            if line["task"] == task and line["phase"] != "tune":
                 arm = results.arm_of(line)
-                best = self.best[task].get(arm)
-                if best and line["learning_rate"] == results.rate_of_phase(best, phase):
+                if line["learning_rate"] == results.rate_of_phase(self.best[task], arm, phase):
                     values[arm][line["seed"]] = line["value"]
         return dict(values)
 
@@ -68,15 +72,16 @@ class Evidence:
         return paired(final.get(arm, {}), final.get(base, {}))
 
     def compared(self, arm, base):
-        """The tasks on which both arms have all their seeds."""
+        """The main tasks on which both arms have all their seeds."""
+        finals = {task: self.final[task] for task in self.main_tasks}
         return [
             task
-            for task, final in self.final.items()
+            for task, final in finals.items()
             if len(final.get(arm, {}).keys() & final.get(base, {}).keys()) >= ENOUGH_SEEDS
         ]
 
     def pooled(self, arm, base):
-        """An arm against another on all tasks on which both are finished."""
+        """An arm against another on all main tasks on which both are finished."""
         tasks = self.compared(arm, base)
         return pooled([(self.final[task][arm], self.final[task][base]) for task in tasks])
 
@@ -120,9 +125,10 @@ def write(evidence, redundancy=()):
         answer(evidence),
         state(evidence),
         "![Difference to tuned AdamW by task](images/results_differences.png)",
-        *(task_section(evidence, task) for task in evidence.tasks),
+        *(task_section(evidence, task) for task in evidence.main_tasks),
         "## Learning rates\n\n![Metric by learning rate](images/results_rates.png)",
-        *high_rates_section(evidence),
+        *carried_section(evidence),
+        *search_section(evidence),
         *redundancy_section(redundancy),
         METHOD.read_text(encoding="utf-8").strip(),
         surroundings(evidence),
@@ -190,23 +196,71 @@ def final_cells(evidence, task, arm):
         return ["-"] * 6
     spread = percent(statistics.stdev(values)) if len(values) > 1 else "-"
     cells = [percent(statistics.fmean(values)), spread, percent(min(values)), str(len(values))]
-    difference = None if arm == BASE else evidence.difference(task, arm)
+    return [*cells, *difference_cells(None if arm == BASE else evidence.difference(task, arm))]
+
+
+def difference_cells(difference):
+    """A difference and its interval as two cells, empty ones where there is none."""
     if difference is None:
-        return [*cells, "", ""]
+        return ["", ""]
     interval = f"{100 * difference.low:+.2f} to {100 * difference.high:+.2f}"
-    return [*cells, f"{100 * difference.mean:+.2f}", interval]
+    return [f"{100 * difference.mean:+.2f}", interval]
 
 
-def high_rates_section(evidence):
-    """What is left at twice and four times the best rate, as a list of one part or none."""
-    rows = [["task, arm", "best rate", "mean", "twice", "four times"]]
-    for task in evidence.tasks:
-        phases = [evidence.values(task, phase) for phase in results.FACTORS]
-        for arm in phases[0]:
-            if any(arm in values for values in phases[1:]):
-                means = [mean(values.get(arm, {}).values()) for values in phases]
-                rows.append([f"{task}, {name(arm)}", f"{evidence.best[task][arm]:g}", *means])
-    return [f"## Beyond the best rate\n\n{table(rows)}"] if len(rows) > 1 else []
+def carried_section(evidence):
+    """What a rate tuned for AdamW gives the calibrated arm, as a list of one part or none."""
+    rows = [["task", "AdamW's rate", "Sage's rate", "Sage", "Calibrated", "to Sage", "interval"]]
+    pairs = []
+    for task in evidence.main_tasks:
+        carried = evidence.values(task, "adamw_rate").get(CALIBRATED, {})
+        own = evidence.final[task].get(SAGE, {})
+        if len(carried.keys() & own.keys()) >= ENOUGH_SEEDS:
+            pairs.append((carried, own))
+            rates = [f"{evidence.best[task][arm]:g}" for arm in (BASE, SAGE)]
+            means = [mean(own.values()), mean(carried.values())]
+            rows.append([task, *rates, *means, *difference_cells(paired(carried, own))])
+    if not pairs:
+        return []
+    rows.append(["all", *[""] * 4, *difference_cells(pooled(pairs))])
+    text = (
+        "Calibrated Sage at the rate that was tuned for AdamW, beside Sage at the rate that was "
+        "tuned for Sage."
+    )
+    return [f"## A rate tuned for AdamW\n\n{text}\n\n{table(rows)}"]
+
+
+def search_section(evidence):
+    """Where guiding might pay, as a list of one part or none."""
+    header = ["task", "best rate of AdamW, Sage, MeanScale", "AdamW"]
+    rows = [[*header, "Sage", "interval", "MeanScale", "interval"]]
+    for task, phase in searched(evidence):
+        values = evidence.values(task, phase)
+        best = [evidence.best[task].get(arm) for arm in (BASE, SAGE, MEAN_SCALE)]
+        rates = ", ".join("-" if rate is None else f"{rate:g}" for rate in best)
+        cells = [row_name(task, phase), rates, mean(values.get(BASE, {}).values())]
+        for arm in (SAGE, MEAN_SCALE):
+            cells += difference_cells(paired(values.get(arm, {}), values.get(BASE, {})))
+        rows.append(cells)
+    text = (
+        "AdamW's metric, and the difference to it of Sage 0.75 and of MeanScale 0.75, each tuned "
+        "for itself, in other surroundings and at twice and four times its best rate."
+    )
+    return [f"## Where it might pay\n\n{text}\n\n{table(rows)}"] if len(rows) > 1 else []
+
+
+def searched(evidence):
+    """The further tasks at the best rates, and all tasks beyond them, where there are runs."""
+    pairs = [(task, "final") for task in evidence.further_tasks]
+    pairs += [(task, phase) for task in evidence.tasks for phase in ("twice", "four_times")]
+    return [
+        (task, phase)
+        for task, phase in pairs
+        if {BASE, SAGE} <= evidence.values(task, phase).keys()
+    ]
+
+
+def row_name(task, phase):
+    return task if phase == "final" else f"{task}, {phase.replace('_', ' ')} the rate"
 
 
 def redundancy_section(lines):

@@ -11,13 +11,13 @@ SHOWN = (BASE, SAGE, *CONTROLS, ("Calibrated", 0.75), ("Adamax", None), ("SageAd
 
 
 def draw_differences(evidence, path):
-    """Draws each arm's difference to tuned AdamW with its interval, by task, where there are any.
+    """Draws each arm's difference to tuned AdamW with its interval, by main task.
 
     Args:
         evidence: An `Evidence`.
         path: `pathlib.Path` of the picture.
     """
-    tasks = [task for task in evidence.tasks if evidence.final[task]] or evidence.tasks
+    tasks = [task for task in evidence.main_tasks if evidence.final[task]] or evidence.main_tasks
     arms = list(dict.fromkeys(arm for task in tasks for arm in evidence.tuning[task]))
     arms = [arm for arm in arms if arm != BASE]
     figure = Figure(figsize=(2 + 3 * len(tasks), 1.5 + 0.3 * len(arms)))

@@ -307,18 +307,6 @@ def make_translator():
     return translator
 
 
-MAIN_TASKS = (
-    "reviews320",
-    "vit",
-    "translation",
-    "reviews1000",
-    "cola",
-    "rte",
-    "mrpc",
-    "reviews8000",
-)
-
-
 def make_tasks(glue_folder=None):
     """All tasks by name: the main ones, and those of the search for where guiding pays.
 
@@ -341,6 +329,7 @@ def make_tasks(glue_folder=None):
     tasks = [
         reviews("reviews320", 320, epochs=5),
         vit_task("vit"),
+        vit_task("vit_320", train_size=320, epochs=100),
         reviews("reviews1000", 1000, epochs=3),
         Task(
             "translation",
@@ -356,8 +345,7 @@ def make_tasks(glue_folder=None):
         glue("rte", 128, epochs=5, metric="accuracy", seconds=1200),
         glue("mrpc", 128, epochs=3, metric="accuracy and F1", seconds=1000),
         reviews("reviews8000", 8000, epochs=3),
-        # Little data, wrong labels, long training, another width.
-        vit_task("vit_320", train_size=320, epochs=100),
+        # Wrong labels, long training, another width, less data.
         vit_task("vit_wrong", wrong_labels=0.2),
         vit_task("vit_long", epochs=30, seconds=90),
         vit_task("vit_narrow", width=16, seconds=20),

@@ -100,13 +100,23 @@ def test_wrong_labels_are_another_class_for_their_share():
     assert np.count_nonzero(right[1] != wrong[1]) == 26
 
 
-def test_phases_beyond_the_best_rate(tmp_path):
+def test_phases_beyond_the_best_rate_and_at_that_of_adamw(tmp_path):
     path = tmp_path / "glue.jsonl"
-    for line in tuned(best=4e-4):
+    sage = {"arm": "Sage", "beta_3": 0.75}
+    for line in tuned(best=4e-4, **sage):
         results.append(path, line)
-    grid = glue.Grid(path, [ARM["AdamW"]], seeds=[0])
+    grid = glue.Grid(path, [ARM["Sage 0.75"]], seeds=[0])
+    assert grid.missing(TASK, "adamw_rate")[0][1] is None
+    for line in tuned(best=2e-4):
+        results.append(path, line)
+    grid = glue.Grid(path, [ARM["Sage 0.75"]], seeds=[0])
     rates = {phase: grid.missing(TASK, phase)[0][1] for phase in results.FACTORS}
-    assert rates == {"final": 4e-4, "twice": 8e-4, "four_times": 1.6e-3}
+    assert rates == {"final": 4e-4, "twice": 8e-4, "four_times": 1.6e-3, "adamw_rate": 2e-4}
+    # A run that was made for another reason is there.
+    results.append(path, make_line(rate=2e-4, seed=0, phase="final", **sage))
+    grid = glue.Grid(path, [ARM["Sage 0.75"]], seeds=[0])
+    assert grid.missing(TASK, "adamw_rate") == []
+    assert grid.missing(TASK, "final") != []
 
 
 def test_missing_runs_are_those_without_a_line(tmp_path):

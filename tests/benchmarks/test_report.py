@@ -10,7 +10,7 @@ RATES = (1e-4, 2e-4, 4e-4)
 SEEDS = range(5)
 
 
-def make_lines(task="tiny", gains=None, final_seeds=SEEDS):
+def make_lines(task="vit", gains=None, final_seeds=SEEDS):
     """Arms that are better than AdamW by so many points at every seed."""
     gains = {("AdamW", None): 0, ("Sage", 0.75): 2, ("MeanScale", 0.75): 2} | (gains or {})
     runs = [(rate, 100, "tune", rate == 2e-4) for rate in RATES]
@@ -42,7 +42,7 @@ def write(lines):
 
 def test_same_lines_give_the_same_files(tmp_path, capsys):
     path = tmp_path / "glue.jsonl"
-    for line in make_lines() + make_lines("other"):
+    for line in make_lines() + make_lines("cola"):
         results.append(path, line)
     pages = []
     for name in ("one", "two"):
@@ -62,16 +62,16 @@ def test_published_page_is_the_one_that_the_lines_give():
 
 def test_first_paragraph_answers_with_intervals():
     answer = write(make_lines()).split("\n\n")[1]
-    assert "Sage 0.75 against tuned AdamW: +2.00 [+2.00, +2.00], better (tiny)." in answer
+    assert "Sage 0.75 against tuned AdamW: +2.00 [+2.00, +2.00], better (vit)." in answer
     control = "Sage 0.75 against MeanScale 0.75 (one mean scale for the whole model): "
     assert control + "+0.00 [+0.00, +0.00], no difference that can be told" in answer
     assert "RandomScale 0.75 (scales dealt out at random): no task is finished yet." in answer
 
 
 def test_unfinished_tasks_are_left_out_of_the_answer_and_shown():
-    page = write(make_lines() + make_lines("other", {("Sage", 0.75): -9}, final_seeds=range(3)))
-    assert "better (tiny)." in page.split("\n\n")[1]
-    assert "| other | accuracy | 3 | 0 | 18 |" in page
+    page = write(make_lines() + make_lines("cola", {("Sage", 0.75): -9}, final_seeds=range(3)))
+    assert "better (vit)." in page.split("\n\n")[1]
+    assert "| cola | accuracy | 3 | 0 | 18 |" in page
 
 
 def test_tables_have_the_figures_of_the_final_seeds_at_the_best_rate():
@@ -83,23 +83,49 @@ def test_tables_have_the_figures_of_the_final_seeds_at_the_best_rate():
     assert row.endswith(f"| {62 + 10 / 3:.2f} | 62.00 |")  # over the rates tried
 
 
-def test_what_is_left_beyond_the_best_rate():
+def test_search_shows_further_tasks_and_higher_rates_and_the_answer_leaves_them_out():
     lines = make_lines()
-    assert "Beyond the best rate" not in write(lines)
-    lines.append(lines[0] | {"phase": "twice", "learning_rate": 4e-4, "value": 0.25})
-    lines.append(lines[0] | {"phase": "twice", "learning_rate": 2e-4, "value": 0.9})  # of old
-    assert "| tiny, AdamW | 0.0002 | 50.20 | 25.00 | - |" in write(lines)
+    assert "Where it might pay" not in write(lines)
+    # The rate of a best one that is no longer the best: not counted.
+    lines.append(lines[0] | {"phase": "twice", "learning_rate": 3e-4, "value": 0.9})
+    for line in lines[3:8], lines[11:16], lines[19:24]:  # the final runs of each arm
+        lines += [
+            one | {"phase": "twice", "learning_rate": 4e-4, "value": one["value"] / 2}
+            for one in line
+        ]
+    page = write(lines + make_lines("vit_wrong", {("Sage", 0.75): -1}))
+    rates = "0.0002, 0.0002, 0.0002"
+    further = f"| vit_wrong | {rates} | 50.20 | -1.00 | -1.00 to -1.00 | +2.00 | +2.00 to +2.00 |"
+    higher = f"| vit, twice the rate | {rates} | 25.10 | +1.00 | +1.00 to +1.00 | +1.00 | +1.00"
+    assert further in page and higher in page
+    assert "four times the rate |" not in page
+    assert "better (vit)." in page.split("\n\n")[1]
+    assert "## vit_wrong" not in page
+
+
+def test_calibrated_at_the_rate_of_adamw_beside_sage_at_its_own():
+    calibrated = ("Calibrated", 0.75)
+    lines = make_lines(gains={calibrated: 3})
+    assert "| vit | 0.0002 | 0.0002 | 52.20 | 53.20 | +1.00 | +1.00 to +1.00 |" in write(lines)
+    assert "| all |  |  |  |  | +1.00 | +1.00 to +1.00 |" in write(lines)
+    # Where its own best rate is another one, the runs of that phase count.
+    lines.append(lines[-1] | {"phase": "tune", "learning_rate": 4e-4, "value": 0.99, "seed": 100})
+    lines = [one for one in lines if (one["arm"], one["phase"]) != ("Calibrated", "final")]
+    assert "## A rate tuned for AdamW" not in write(lines)
+    final = [one for one in lines if (one["arm"], one["phase"]) == ("Sage", "final")]
+    lines += [one | {"arm": "Calibrated", "phase": "adamw_rate"} for one in final]
+    assert "| vit | 0.0002 | 0.0002 | 52.20 | 52.20 | +0.00 | +0.00 to +0.00 |" in write(lines)
 
 
 def test_redundancy_is_the_mean_over_seeds():
-    line = {"task": "tiny", "arm": "Sage", "beta_3": 0.75, "gini": 0.8}
+    line = {"task": "vit", "arm": "Sage", "beta_3": 0.75, "gini": 0.8}
     lines = [
         line | {"seed": 0, "pruning": {"0.0": 0.9, "0.6": 0.7}},
         line | {"seed": 1, "gini": 0.9, "pruning": {"0.0": 0.8, "0.6": 0.5}},
     ]
     page = report.write(report.Evidence(make_lines()), lines)
     assert "| task, arm | seeds | Gini index | 0% | 60% |" in page
-    assert "| tiny, Sage 0.75 | 2 | 0.8500 | 85.00 | 60.00 |" in page
+    assert "| vit, Sage 0.75 | 2 | 0.8500 | 85.00 | 60.00 |" in page
 
 
 def test_bootstrap_interval_is_of_paired_differences():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import glue, tasks
+from benchmarks import lines as results
 from sage_keras import TRANSFORMER_BLOCKS, arguments
 
 
@@ -58,6 +59,6 @@ def test_weights_follow_from_the_seed():
 
 def test_every_task_is_tuned_over_the_rates_of_its_kind():
     made = tasks.make_tasks()
-    assert set(tasks.MAIN_TASKS) <= set(made)
+    assert set(results.MAIN_TASKS) <= set(made)
     scratch = {name for name in made if glue.rates_to_try([], name) == list(glue.SCRATCH_RATES)}
     assert scratch == {name for name in made if made[name].make_model is not tasks.make_encoder}
