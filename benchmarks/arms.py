@@ -91,6 +91,10 @@ def _dps(total_steps, warmup_steps):
     return {"stage_steps": max(1, total_steps // 20), "include": TRANSFORMER_MATRICES}
 
 
+def _calibrated(total_steps, warmup_steps):
+    return {"calibrate": True}
+
+
 def _frozen(total_steps, warmup_steps):
     return {"warmup_steps": warmup_steps}
 
@@ -102,7 +106,7 @@ ARMS = [
     Arm("RandomScale", controls.RandomScale, BETA_3),
     Arm("TensorMean", controls.TensorMean, BETA_3),
     Arm("FrozenScale", controls.FrozenScale, BETA_3, _frozen),
-    Arm("Calibrated", controls.Calibrated, BETA_3),
+    Arm("Calibrated", Sage, BETA_3, _calibrated),
     Arm("SageBlocks", Sage, 0.75, _blocks),
     Arm("Adamax", keras.optimizers.Adamax),
     Arm("SageAdamax", SageAdamax, BETA_3),

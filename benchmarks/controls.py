@@ -111,33 +111,6 @@ class FrozenScale(Sage):
         return frozen
 
 
-class Calibrated(Sage):
-    """Sage with each variable's scale divided by its mean so far.
-
-    The mean is taken over the steps before, so that the update stays one pass, and leaves out the
-    first, at which the bias-corrected scale is 0. At the first two steps the scale stays as it is.
-    """
-
-    def build(self, variables):
-        if self.built:
-            return
-        variables = list(variables)
-        super().build(variables)
-        self._scale_sums = [
-            None if slot is None else self._add_slot(variable, "sum_of_scales", "float32", ())
-            for variable, slot in zip(variables, self._sensitivities)
-        ]
-
-    def _scale(self, variable, value, average):
-        scale = super()._scale(variable, value, average)
-        slot = self._scale_sums[self._get_variable_index(variable)]
-        so_far = ops.convert_to_tensor(slot)
-        steps = ops.cast(self.iterations - 1, "float32")  # without the first and this one
-        mean = ops.where(steps > 0, so_far / ops.maximum(steps, 1.0), 1.0)
-        self.assign(slot, so_far + ops.where(steps >= 0, ops.mean(scale), 0.0))
-        return scale / mean
-
-
 class SeededDPSMix(DPSMix):
     """DPSMix whose seed can be set again, so that several runs share one compiled step."""
 

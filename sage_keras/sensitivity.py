@@ -7,6 +7,7 @@ For a weight `theta` with gradient `g` of the loss at step `t`:
     smoothed = average / (1 - beta_3^t)                  `bias_corrected`
     U_t      = |I_t - smoothed|                          the local temporal variation
     s_t      = (U_t + epsilon) / (smoothed + epsilon)    `learning_rate_scale`
+    mean     = mean + (s_t - mean) / count               `running_mean`
 
 I_t is the first-order estimate of how much the loss would change if the weight were set to zero.
 s_t multiplies the learning rate of that one weight.
@@ -150,6 +151,27 @@ def learning_rate_scale(value: Tensor, smoothed: Tensor, epsilon: float = 1e-12)
     """
     variation = ops.abs(ops.subtract(value, smoothed))
     return ops.divide(ops.add(variation, epsilon), ops.add(smoothed, epsilon))
+
+
+def running_mean(mean: Tensor, value: Tensor, count: Tensor) -> Tensor:
+    """The mean of a series so far, from the mean before its last value.
+
+    Args:
+        mean: Tensor, the mean of the values before.
+        value: Tensor of the same shape, the new value.
+        count: Scalar float tensor, the number of values with the new one. At zero, where the series
+            has not begun, the mean stays as it is.
+
+    Returns:
+        `mean + (value - mean) / count`.
+
+    Example:
+
+    >>> float(running_mean(2.0, 5.0, count=3.0))
+    3.0
+    """
+    share = ops.divide(ops.minimum(count, 1.0), ops.maximum(count, 1.0))
+    return ops.add(mean, ops.multiply(ops.subtract(value, mean), share))
 
 
 def last_value(average: Tensor, previous_average: Tensor, beta_3: float) -> Tensor:

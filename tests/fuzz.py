@@ -98,6 +98,7 @@ def optimizers(draw):
             "sensitivity_epsilon": draw(st.sampled_from([1e-12, 1e-6])),
             "bias_correction": draw(st.booleans()),
             "sensitivity_dtype": draw(st.sampled_from(["float32", "bfloat16"])),
+            "calibrate": draw(st.booleans()),
             "guide": draw(st.sampled_from([True, True, False])),
         }
     if issubclass(cls, (SubnetworkSelection, WeightMixing)):

@@ -31,9 +31,12 @@ class Twin:
         sensitivity_epsilon=1e-12,
         weight_decay=0.0,
         guide=True,
+        calibrate=False,
     ):
         self.weight = np.array(weight, dtype="float64")
         self.state = {name: np.zeros_like(self.weight) for name in (*self.slots, "sensitivity")}
+        if calibrate:
+            self.state["mean_scale"] = np.float64(1.0)
         self.iterations = 0
         self.learning_rate = learning_rate
         self.beta_3 = beta_3
@@ -60,6 +63,11 @@ class Twin:
         variation = np.abs(sensitivity - smoothed)
         self.scale = (variation + self.sensitivity_epsilon) / (smoothed + self.sensitivity_epsilon)
         self.state["sensitivity"] = average
+        if "mean_scale" in self.state:
+            mean, now = self.state["mean_scale"], np.mean(self.scale)
+            self.scale = self.scale / max(mean, 0.1)
+            if t > 1:  # the mean of steps 2 to t
+                self.state["mean_scale"] = ((t - 2) * mean + now) / (t - 1)
 
         rate = lr * self.scale if self.guide else lr
         self.weight = self.weight - rate * self.direction(g, t)

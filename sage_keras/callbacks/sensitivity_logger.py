@@ -20,7 +20,8 @@ class SensitivityLogger(StateLogger):
     - `redundant_share`: the share of parameters under 1 % of the mean of the whole model;
     - `gini`: how concentrated the sensitivity is, from 0, all alike, to 1, all in one parameter;
     - `scale_mean`, `scale_max`, `scale_q0.05` ...: the learning-rate scale `s` of the last step.
-      With `guide=False` it is what the scale would have been.
+      With `guide=False` it is what the scale would have been, with `calibrate=True` what it is
+      before it is divided by its mean.
 
     The figures of the whole model go into Keras's `logs` as `sensitivity/mean` and so on, where
     `History`, `CSVLogger`, the progress bar and other callbacks see them. Callbacks listed before

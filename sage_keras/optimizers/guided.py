@@ -35,6 +35,7 @@ _NEED_FLOAT32_VARIABLES = ("Adam", "Nadam", "Lamb")
 
 _SLOT_DTYPES = ("float32", "bfloat16")
 _SMALLEST_EPSILON = 2.0**-126  # the smallest normal float32; less is flushed to zero
+_LEAST_MEAN_SCALE = 0.1  # what steady gradients have saved up is not spent in one step
 
 
 class SensitivityGuided(OptimizerMixin):
@@ -67,6 +68,10 @@ class SensitivityGuided(OptimizerMixin):
       `beta_3 / (1 - beta_3)`.
     - `s` never exceeds `max(1, beta_3 / (1 - beta_3))`: 3 for `beta_3=0.75`.
     - A weight of exactly zero has no sensitivity and takes the base step (`s` is 1).
+    - With `calibrate=True` the mean of `s` is about 1, and the learning rate that works is that of
+      the base. `s` is divided by its mean over the variable and over the steps so far, the first
+      and the present one left out, which counts as 0.1 at least. So `s` may reach ten times the
+      bound above.
 
     Args:
         *args: Positional arguments of the base optimizer.
@@ -84,6 +89,9 @@ class SensitivityGuided(OptimizerMixin):
         sensitivity_dtype: `"float32"` or `"bfloat16"`, the dtype in which the moving average is
             stored. The computation is in float32 at least. With `"bfloat16"` the stored average,
             and so `s`, is off by up to 0.4 %. Defaults to `"float32"`.
+        calibrate: Boolean, whether the scales of each variable are divided by their mean so far, so
+            that a learning rate that was tuned for the base carries over. It takes one more scalar
+            for each variable. Defaults to `False`, as in the paper.
         guide: Boolean. `False` measures only: the base trains as it would by itself, and its
             sensitivities can be looked at. Defaults to `True`.
         on_nonfinite: `"propagate"` or `"skip"`. With `"skip"` a step of which a gradient is
@@ -124,6 +132,7 @@ class SensitivityGuided(OptimizerMixin):
         sensitivity_epsilon: float = 1e-12,
         bias_correction: bool = True,
         sensitivity_dtype: str = "float32",
+        calibrate: bool = False,
         guide: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -136,10 +145,13 @@ class SensitivityGuided(OptimizerMixin):
         self.sensitivity_dtype = arguments.choice(
             "sensitivity_dtype", sensitivity_dtype, _SLOT_DTYPES
         )
+        self.calibrate = arguments.boolean("calibrate", calibrate)
         self.guide = arguments.boolean("guide", guide)
 
     def build(self, variables):
-        """Creates the base's slots, and one sensitivity slot for every guided variable.
+        """Creates the base's slots, and those of every guided variable.
+
+        One for the sensitivity, and with `calibrate` a scalar for the mean scale.
 
         Args:
             variables: List of the variables to train.
@@ -155,6 +167,14 @@ class SensitivityGuided(OptimizerMixin):
         super().build(variables)
         self._sensitivities = [
             self._add_slot(variable, "sensitivity", self.sensitivity_dtype) if chosen else None
+            for variable, chosen in zip(variables, guided)
+        ]
+        self._mean_scales = [
+            self._add_slot(
+                variable, "mean_scale", measure.compute_dtype(variable.dtype), (), "ones"
+            )
+            if chosen and self.calibrate
+            else None
             for variable, chosen in zip(variables, guided)
         ]
 
@@ -251,6 +271,7 @@ class SensitivityGuided(OptimizerMixin):
                 "sensitivity_epsilon": self.sensitivity_epsilon,
                 "bias_correction": self.bias_correction,
                 "sensitivity_dtype": self.sensitivity_dtype,
+                "calibrate": self.calibrate,
                 "guide": self.guide,
             }
         )
@@ -263,7 +284,7 @@ class SensitivityGuided(OptimizerMixin):
             guided = f"guides {count} of {len(self._sensitivities)} variables"
         settings = ", ".join(
             f"{name}={getattr(self, name)!r}"
-            for name in ("beta_3", "bias_correction", "include", "exclude", "guide")
+            for name in ("beta_3", "bias_correction", "include", "exclude", "calibrate", "guide")
         )
         return f"<{type(self).__name__}({settings}), {guided}>"
 
@@ -292,7 +313,20 @@ class SensitivityGuided(OptimizerMixin):
         if self.bias_correction:
             step = ops.cast(self.iterations + 1, value.dtype)
             smoothed = measure.bias_corrected(smoothed, self.beta_3, step)
-        return measure.learning_rate_scale(value, smoothed, self.sensitivity_epsilon)
+        scale = measure.learning_rate_scale(value, smoothed, self.sensitivity_epsilon)
+        return self._calibrated(variable, scale) if self.calibrate else scale
+
+    def _calibrated(self, variable, scale):
+        """The scale divided by its mean so far, to which this step's is then added.
+
+        The first step's does not count: it is the same for all weights, whatever they are.
+        """
+        slot = self._mean_scales[self._get_variable_index(variable)]
+        mean = ops.convert_to_tensor(slot)  # 1 as long as none has counted
+        calibrated = ops.divide(scale, ops.maximum(mean, _LEAST_MEAN_SCALE))
+        count = ops.cast(self.iterations, scale.dtype)
+        self.assign(slot, measure.running_mean(mean, ops.mean(scale), count))
+        return calibrated
 
     def _filter_empty_gradients(self, grads, vars):
         # Before Keras scales and clips: the norm of a sparse gradient counts duplicate rows apart.

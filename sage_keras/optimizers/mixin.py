@@ -59,11 +59,12 @@ class OptimizerMixin(WholeState):
             for yes, no, variable in zip(included, excluded, variables)
         ]
 
-    def _add_slot(self, variable, name, dtype, shape=None):
+    def _add_slot(self, variable, name, dtype, shape=None, initializer="zeros"):
         # add_variable_from_reference would take the variable's dtype, and not let us choose.
         with on_device_of(self, variable):
             return self.add_variable(
                 shape=variable.shape if shape is None else shape,
+                initializer=initializer,
                 dtype=dtype,
                 layout=slot_layout(variable, variable.shape if shape is None else shape),
                 name=f"{re.sub('[/:]', '_', variable_path(variable))}_{name}",

@@ -18,7 +18,7 @@ class Sage(SensitivityGuided, keras.optimizers.AdamW):
     Args:
         learning_rate: A float, a `keras.optimizers.schedules.LearningRateSchedule`, or a callable
             that takes no arguments and returns the value to use. Defaults to `0.001`. What works
-            is 2 to 5 times the rate that works for AdamW.
+            is 2 to 5 times the rate that works for AdamW, or that rate with `calibrate=True`.
         weight_decay: Float, the decoupled weight decay. It is multiplied by the learning rate,
             not by the scale. Defaults to `0.004`.
         beta_1: Float, the decay of the first moment. Defaults to `0.9`.
@@ -32,6 +32,8 @@ class Sage(SensitivityGuided, keras.optimizers.AdamW):
         exclude: `None` or a list of regular expressions, the variables not to guide. Defaults to
             `None`.
         sensitivity_dtype: `"float32"` or `"bfloat16"`. Defaults to `"float32"`.
+        calibrate: Boolean, whether the scales of each variable are divided by their mean so far.
+            Defaults to `False`, as in the paper.
         guide: Boolean, `False` to measure only. Defaults to `True`.
         on_nonfinite: `"propagate"` or `"skip"`, what to do with a step of which a gradient is
             infinite or not a number. Defaults to `"propagate"`.

@@ -18,6 +18,7 @@ _SETTINGS = (
     "exclude",
     "learning_rate_multipliers",
     "sensitivity_dtype",
+    "calibrate",
     "on_nonfinite",
     "amsgrad",
     "centered",
@@ -78,7 +79,7 @@ def differences(saved, present):
         found.append(f"It was saved by {saved['optimizer']}, this is {present['optimizer']}.")
     for name in _SETTINGS:
         one, other = (entry["settings"].get(name) for entry in (saved, present))
-        if one != other:
+        if (one or None) != (other or None):  # an older state may lack what is off
             found.append(f"It was saved with {name}={one!r}, here {name}={other!r}.")
     return found
 

@@ -7,7 +7,7 @@ import twin
 from modes import to_numpy
 
 from benchmarks.arms import ARMS, WarmupAndDecay
-from benchmarks.controls import Calibrated, FrozenScale, MeanScale, RandomScale, TensorMean
+from benchmarks.controls import FrozenScale, MeanScale, RandomScale, TensorMean
 
 SHAPES = [(3, 2), (5,)]
 STEPS = 6
@@ -74,21 +74,6 @@ def test_frozen_scale_is_that_of_the_last_step_of_warmup():
 
     twins = train_twins([freeze(), freeze()])
     assert_same(train(FrozenScale(RATE, weight_decay=0.0, warmup_steps=3)), twins)
-
-
-def test_calibrated_scale_is_divided_by_the_mean_of_the_steps_before():
-    def calibrate():
-        means = []
-
-        def control(scale, t):
-            mean = np.mean(means) if means else 1.0
-            if t > 1:  # the first scale is 0
-                means.append(scale.mean())
-            return scale / mean
-
-        return control
-
-    assert_same(train(Calibrated(RATE, weight_decay=0.0)), train_twins([calibrate(), calibrate()]))
 
 
 def test_mean_scale_is_that_of_the_whole_model_at_the_step_before():

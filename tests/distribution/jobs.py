@@ -12,6 +12,7 @@ LEARNING_RATE = 1e-2
 OPTIMIZERS = {
     "AdamW": functools.partial(keras.optimizers.AdamW, LEARNING_RATE),
     "Sage": functools.partial(Sage, LEARNING_RATE),
+    "calibrated Sage": functools.partial(Sage, LEARNING_RATE, calibrate=True),
     "DPSDense": functools.partial(DPSDense, LEARNING_RATE, stage_steps=3),
     "DPSMix": functools.partial(DPSMix, LEARNING_RATE, stage_steps=3, seed=0),
 }

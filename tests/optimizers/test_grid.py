@@ -23,6 +23,7 @@ FEATURES = {
     "ema": {"use_ema": True, "ema_momentum": EMA_MOMENTUM},
     "accumulation": {"gradient_accumulation_steps": 2},
     "schedule": {},
+    "calibrate": {"calibrate": True},
 }
 # The distance allowed to the twin, as a share of the way that the weights went. The low
 # precisions round the gradients, and s feels the rounding of a steady gradient most.
@@ -75,6 +76,7 @@ def twin_fit(optimizer, feature):
             learning_rate=rate,
             bias_correction=optimizer.bias_correction,
             weight_decay=optimizer.weight_decay or 0.0,
+            calibrate=optimizer.calibrate,
         )
         for w in start
     ]

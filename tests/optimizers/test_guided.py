@@ -38,6 +38,7 @@ BAD_ARGUMENTS = [
     ("sensitivity_epsilon", "1e-12", "must be a float"),
     ("bias_correction", "yes", "True or False"),
     ("bias_correction", 1, "True or False"),
+    ("calibrate", "auto", "True or False"),
     ("guide", None, "True or False"),
     ("guide", 0, "True or False"),
     ("sensitivity_dtype", "int32", '"float32" or "bfloat16"'),
@@ -165,6 +166,7 @@ def test_registered_name_and_defaults(name):
         "exclude": None,
         "on_nonfinite": "propagate",
         "sensitivity_dtype": "float32",
+        "calibrate": False,
         "guide": True,
     }
 
@@ -178,6 +180,7 @@ def test_config_round_trip(name):
         "include": ["kernel", "bias"],
         "exclude": ["norm"],
         "sensitivity_dtype": "bfloat16",
+        "calibrate": True,
         "guide": False,
     }
     optimizer = guided(name)(learning_rate=0.5, **BASES[name], **settings)
@@ -240,8 +243,8 @@ def test_raw_tensorflow_variables_go_by_their_name():
 def test_repr_and_summary_say_what_is_guided():
     optimizer = Sage(exclude=["bias"])
     assert repr(optimizer) == (
-        "<Sage(beta_3=0.75, bias_correction=True, include=None, exclude=('bias',), guide=True), "
-        "not built>"
+        "<Sage(beta_3=0.75, bias_correction=True, include=None, exclude=('bias',), "
+        "calibrate=False, guide=True), not built>"
     )
     model = two_layers()
     optimizer.build(model.trainable_variables)
@@ -288,6 +291,39 @@ def test_half_precision_variables_follow_the_rule(name, dtype):
     # The second has s = 3. Both bases' first step is one learning rate long.
     np.testing.assert_allclose(to_numpy(weight).astype("float32"), [-0.25, 0.25], atol=1e-2)
     assert keras.backend.standardize_dtype(weight.dtype) == dtype
+
+
+def test_calibrated_scales_are_1_in_the_mean():
+    """Over weights and steps, on noise of which Sage's own scales are about a half."""
+    random = np.random.default_rng(0)
+    means = {}
+    for calibrate in (False, True):
+        # No learning rate: the weights, and with them the noise, stay as they are.
+        optimizer = SageSGD(learning_rate=0.0, bias_correction=True, calibrate=calibrate)
+        scale, scales = optimizer._scale, []
+        optimizer._scale = lambda *args: scales.append(to_numpy(scale(*args))) or scales[-1]  # noqa: B023
+        weights = [keras.Variable(np.full(shape, 0.1)) for shape in ((40, 50), (2000,))]
+        for _ in range(200):
+            optimizer.apply(
+                [random.normal(size=w.shape).astype("float32") for w in weights], weights
+            )
+        means[calibrate] = [np.mean(scales[200 + i :: 2]) for i in range(2)]
+    np.testing.assert_allclose(means[False], 0.48, atol=0.01)  # as the formulas say
+    np.testing.assert_allclose(means[True], 1.0, atol=0.03)
+
+
+def test_calibrated_scale_does_not_spend_what_steady_gradients_have_saved_up():
+    weight = keras.Variable([1.0, 1.0])
+    optimizer = SageSGD(learning_rate=0.0, calibrate=True)
+    for _ in range(100):
+        optimizer.apply([keras.ops.array([1.0, 1.0])], [weight])
+    (mean,) = (v for v in optimizer.variables if "mean_scale" in v.path)
+    assert 0.0 < to_numpy(mean) < 0.05  # of the uncorrected average's beginning
+    before = to_numpy(weight)
+    optimizer.learning_rate = 1.0
+    optimizer.apply([keras.ops.array([5.0, 1.0])], [weight])
+    # The first one's sensitivity is 5, its average 2: a scale of 1.5, ten times, and not more.
+    np.testing.assert_allclose(before - to_numpy(weight), [5 * 15.0, 0.0], atol=1e-4)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -349,9 +349,9 @@ def test_summary():
     optimizer.build([keras.Variable(np.ones((2, 3)), name=n) for n in ("first", "second_kernel")])
     lines = []
     optimizer.summary(print_fn=lines.append)
-    settings = "beta_3=0.75, bias_correction=True, include=('kernel',), exclude=None, guide=True"
+    settings = "beta_3=0.75, bias_correction=True, include=('kernel',), exclude=None"
     assert lines == [
-        f"<LayerwiseSage({settings}), guides 1 of 1 variables, "
+        f"<LayerwiseSage({settings}, calibrate=False, guide=True), guides 1 of 1 variables, "
         "own rates for 1 and 1 frozen of 2 variables>",
         "  guided  second_kernel  (2, 3)",
         "    frozen  first          (2, 3)",

@@ -21,6 +21,7 @@ OPTIMIZERS = {
         0.1, global_clipnorm=1.0, use_ema=True, gradient_accumulation_steps=2, **more
     ),
     "SageSGD bfloat16": lambda **more: SageSGD(0.1, sensitivity_dtype="bfloat16", **more),
+    "SageSGD calibrated": lambda **more: SageSGD(0.1, calibrate=True, **more),
     "DPSDense": lambda **more: DPSDense(0.1, stage_steps=1, drop_rate=0.5, **more),
     "DPSMix": lambda **more: DPSMix(0.1, stage_steps=1, drop_rate=0.5, seed=0, **more),
 }

@@ -49,22 +49,25 @@ def test_excluded_variables_step_as_under_the_base(seed, name):
 
 
 @few
-@given(SEEDS, st.sampled_from(SMOOTH), st.integers(2, 4))
-def test_accumulation_is_one_step_on_the_mean_gradient(seed, name, together):
+@given(SEEDS, st.sampled_from(SMOOTH), st.integers(2, 4), st.booleans())
+def test_accumulation_is_one_step_on_the_mean_gradient(seed, name, together, calibrate):
+    arguments = {"learning_rate": 0.01, "calibrate": calibrate}
     weights, gradients = job(seed, steps=3 * together)
     groups = [gradients[i : i + together] for i in range(0, len(gradients), together)]
     means = [[np.mean(parts, axis=0) for parts in zip(*group)] for group in groups]
-    expected = train(guided(name)(0.01), weights, means)
-    actual = train(guided(name)(0.01, gradient_accumulation_steps=together), weights, gradients)
+    expected = train(guided(name)(**arguments), weights, means)
+    actual = train(
+        guided(name)(gradient_accumulation_steps=together, **arguments), weights, gradients
+    )
     for one, other in zip(actual, expected):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
 
 
 @few
-@given(SEEDS, st.sampled_from(NAMES), st.sampled_from(["float32", "bfloat16"]))
-def test_resuming_from_the_saved_state_changes_no_bit(seed, name, dtype):
+@given(SEEDS, st.sampled_from(NAMES), st.sampled_from(["float32", "bfloat16"]), st.booleans())
+def test_resuming_from_the_saved_state_changes_no_bit(seed, name, dtype, calibrate):
     weights, gradients = job(seed, steps=6)
-    arguments = {"learning_rate": 0.01, "sensitivity_dtype": dtype}
+    arguments = {"learning_rate": 0.01, "sensitivity_dtype": dtype, "calibrate": calibrate}
     expected = train(guided(name)(**arguments), weights, gradients)
 
     first = make(guided(name)(**arguments), weights)

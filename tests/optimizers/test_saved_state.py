@@ -64,6 +64,11 @@ OTHERS = {
         Sage,
         r"on_nonfinite='skip', here on_nonfinite='propagate'",
     ),
+    "calibrate": (
+        lambda: Sage(calibrate=True),
+        Sage,
+        r"has \d+ variables, this.*has \d+\..*saved with calibrate=True, here calibrate=False",
+    ),
     "class": (
         lambda: DPSDense(total_steps=100),
         Sage,

@@ -38,11 +38,13 @@ def heavy_tailed_job(seed):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("bias_correction", [True, False])
-@pytest.mark.parametrize("beta_3", [0.6, 0.75, 0.9])
+@pytest.mark.parametrize(
+    "beta_3, calibrate", [(0.6, False), (0.75, False), (0.9, False), (0.75, True)]
+)
 @pytest.mark.parametrize("name", twin.TWINS)
-def test_follows_the_twin(name, beta_3, bias_correction, mode):
+def test_follows_the_twin(name, beta_3, calibrate, bias_correction, mode):
     weights, gradients = heavy_tailed_job(seed=int(beta_3 * 100))
-    settings = {"beta_3": beta_3, "bias_correction": bias_correction}
+    settings = {"beta_3": beta_3, "calibrate": calibrate, "bias_correction": bias_correction}
     optimizer = getattr(sage_keras, name)(LEARNING_RATE, **settings)
     variables = [keras.Variable(w, name=f"weight_{i}") for i, w in enumerate(weights)]
     runner = Runner(optimizer, variables, mode)
