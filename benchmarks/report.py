@@ -103,13 +103,16 @@ def main(arguments=None):
 
     from benchmarks import report_plots
 
-    evidence = Evidence(lines)
+    evidence, redundancy = Evidence(lines), results.read(options.redundancy)
     (options.docs / "images").mkdir(parents=True, exist_ok=True)
-    (options.docs / "results.md").write_text(
-        write(evidence, results.read(options.redundancy)), encoding="utf-8"
-    )
-    report_plots.draw_differences(evidence, options.docs / "images" / "results_differences.png")
-    report_plots.draw_rates(evidence, options.docs / "images" / "results_rates.png")
+    (options.docs / "results.md").write_text(write(evidence, redundancy), encoding="utf-8")
+    images = options.docs / "images"
+    report_plots.draw_differences(evidence, images / "results_differences.png")
+    report_plots.draw_rates(evidence, images / "results_rates.png")
+    if redundancy:
+        report_plots.draw_redundancy(
+            redundancy_groups(redundancy), images / "results_redundancy.png"
+        )
     print(f"Wrote {options.docs / 'results.md'} from {len(lines)} runs")
 
 
@@ -170,7 +173,10 @@ def state(evidence):
         runs = sum(line["task"] == task for line in evidence.lines)
         cells = [len(evidence.tuning[task]), len(finished), runs]
         rows.append([task, evidence.metrics[task], *map(str, cells)])
-    total = f"{len(evidence.lines)} runs. What is not finished is left out of the answer above."
+    total = (
+        f"{len(evidence.lines)} runs. The answer above is of the main tasks "
+        f"({', '.join(evidence.main_tasks)}), as far as they are finished."
+    )
     return f"## What is finished\n\n{total}\n\n{table(rows)}"
 
 
@@ -267,20 +273,28 @@ def redundancy_section(lines):
     """How even the sensitivity is and what pruning costs, as a list of one part or none."""
     if not lines:
         return []
-    groups = collections.defaultdict(list)
-    for line in lines:
-        groups[line["task"], results.arm_of(line)].append(line)
     fractions = list(lines[0]["pruning"])
     rows = [["task, arm", "seeds", "Gini index", *(f"{float(f):.0%}" for f in fractions)]]
-    for (task, arm), some in groups.items():
-        gini = f"{statistics.fmean(line['gini'] for line in some):.4f}"
-        kept = [mean([line["pruning"][fraction] for line in some]) for fraction in fractions]
-        rows.append([f"{task}, {name(arm)}", str(len(some)), gini, *kept])
+    for task, arms in redundancy_groups(lines).items():
+        for arm, some in arms.items():
+            gini = f"{statistics.fmean(line['gini'] for line in some):.4f}"
+            kept = [mean([line["pruning"][fraction] for line in some]) for fraction in fractions]
+            rows.append([f"{task}, {name(arm)}", str(len(some)), gini, *kept])
     text = (
         "The Gini index of the sensitivity of the trained blocks (0 where all weights are equally "
-        "sensitive), and the metric with so many of their least sensitive weights zeroed."
+        "sensitive), and the metric with so many of their least sensitive weights zeroed. In the "
+        "picture the mean of the seeds, and from the worst to the best of them."
     )
-    return [f"## Redundancy\n\n{text}\n\n{table(rows)}"]
+    picture = "![Sensitivity and pruning of each arm](images/results_redundancy.png)"
+    return [f"## Redundancy\n\n{text}\n\n{table(rows)}\n\n{picture}"]
+
+
+def redundancy_groups(lines):
+    """The lines by task, and then by arm, as dicts."""
+    groups = {}
+    for line in lines:
+        groups.setdefault(line["task"], {}).setdefault(results.arm_of(line), []).append(line)
+    return groups
 
 
 def surroundings(evidence):

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
@@ -18,7 +19,9 @@ def draw_differences(evidence, path):
         path: `pathlib.Path` of the picture.
     """
     tasks = [task for task in evidence.main_tasks if evidence.final[task]] or evidence.main_tasks
-    arms = list(dict.fromkeys(arm for task in tasks for arm in evidence.tuning[task]))
+    # In the order of the task that has most of them.
+    fullest = sorted(tasks, key=lambda task: -len(evidence.tuning[task]))
+    arms = list(dict.fromkeys(arm for task in fullest for arm in evidence.tuning[task]))
     arms = [arm for arm in arms if arm != BASE]
     figure = Figure(figsize=(2 + 3 * len(tasks), 1.5 + 0.3 * len(arms)))
     figure.set_layout_engine("constrained")
@@ -49,7 +52,7 @@ def draw_rates(evidence, path):
         evidence: An `Evidence`.
         path: `pathlib.Path` of the picture.
     """
-    columns = min(3, len(evidence.tasks))
+    columns = math.ceil(math.sqrt(len(evidence.tasks)))
     rows = math.ceil(len(evidence.tasks) / columns)
     figure = Figure(figsize=(4.5 * columns + 2, 3.5 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -70,8 +73,48 @@ def draw_rates(evidence, path):
         axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
         axes.set(title=task, xlabel="learning rate", ylabel=f"{evidence.metrics[task]} x 100")
         axes.grid(alpha=0.3)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper")
+    found = [zip(*reversed(axes.get_legend_handles_labels())) for axes in panels]
+    handles = {label: handle for pairs in found for label, handle in pairs}
+    labels = [name(arm) for arm in SHOWN if name(arm) in handles]
+    figure.legend([handles[label] for label in labels], labels, loc="outside right upper")
+    _save(figure, path)
+
+
+def draw_redundancy(groups, path):
+    """Draws how the sensitivity is distributed and what pruning costs, a row for each task.
+
+    Args:
+        groups: Dict of task to a dict of arm to lines, of `report.redundancy_groups`.
+        path: `pathlib.Path` of the picture.
+    """
+    figure = Figure(figsize=(10, 3.5 * len(groups)), layout="constrained")
+    rows = figure.subplots(len(groups), 2, squeeze=False)
+    for (distribution, pruning), (task, arms) in zip(rows, groups.items()):
+        for place, (arm, lines) in enumerate(arms.items()):
+            style = {"color": "black" if arm == BASE else f"C{place}", "marker": "."}
+            levels = [100 * float(level) for level in lines[0]["quantiles"]]
+            quantiles = np.array([list(line["quantiles"].values()) for line in lines])
+            distribution.plot(levels, quantiles.mean(axis=0), label=name(arm), **style)
+            zeroed = [100 * float(fraction) for fraction in lines[0]["pruning"]]
+            metric = 100 * np.array([list(line["pruning"].values()) for line in lines])
+            pruning.plot(zeroed, metric.mean(axis=0), label=name(arm), **style)
+            pruning.fill_between(
+                zeroed, metric.min(axis=0), metric.max(axis=0), alpha=0.15, color=style["color"]
+            )
+        distribution.set_yscale("log")
+        distribution.set(
+            title=f"{task}: how the sensitivity is distributed",
+            xlabel="% of the weights that have less",
+            ylabel="sensitivity / its mean",
+        )
+        pruning.set(
+            title=f"{task}: what pruning costs",
+            xlabel="% of the weights zeroed, the least sensitive first",
+            ylabel=f"{lines[0]['metric']} x 100",
+        )
+        for axes in (distribution, pruning):
+            axes.grid(alpha=0.3)
+            axes.legend()
     _save(figure, path)
 
 

@@ -50,7 +50,7 @@ def test_same_lines_give_the_same_files(tmp_path, capsys):
         files = sorted((tmp_path / name).rglob("*.*"))
         pages.append([file.read_bytes() for file in files])
         assert [file.name for file in files][-1] == "results.md"
-    assert len(pages[0]) == 3
+    assert len(pages[0]) == 4
     assert pages[0] == pages[1]
 
 
