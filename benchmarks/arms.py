@@ -108,6 +108,7 @@ ARMS = [
     Arm("FrozenScale", controls.FrozenScale, BETA_3, _frozen),
     Arm("Calibrated", Sage, BETA_3, _calibrated),
     Arm("SageBlocks", Sage, 0.75, _blocks),
+    Arm("MeanScaleBlocks", controls.MeanScale, BETA_3, _blocks),
     Arm("Adamax", keras.optimizers.Adamax),
     Arm("SageAdamax", SageAdamax, BETA_3),
     Arm("Sage", Sage, 0.6),

@@ -19,6 +19,8 @@ METHOD = pathlib.Path(__file__).parent / "method.md"
 DOCS = common.RESULTS.parents[1] / "docs"
 BASE = results.BASE
 SAGE = ("Sage", 0.75)
+BLOCKS = ("SageBlocks", 0.75)
+MEAN_SCALE_BLOCKS = ("MeanScaleBlocks", 0.75)
 CALIBRATED = ("Calibrated", 0.75)
 MEAN_SCALE = ("MeanScale", 0.75)
 CONTROLS = {
@@ -145,8 +147,11 @@ def write(evidence, redundancy=()):
 def answer(evidence):
     sentences = [
         f"**Does SAGE help?** {verdict(evidence, SAGE, BASE)}",
+        "With the Transformer blocks alone guided, as the authors do,",
+        verdict(evidence, BLOCKS, BASE),
         "**Is it the sensitivity?**",
         *(verdict(evidence, SAGE, arm, what) for arm, what in CONTROLS.items()),
+        verdict(evidence, BLOCKS, MEAN_SCALE_BLOCKS, "one mean scale for all blocks"),
     ]
     unit = "Differences are in points, hundredths of the metric, with their 95 % intervals."
     return " ".join([*sentences, unit])
@@ -160,9 +165,10 @@ def verdict(evidence, arm, base, what=None):
         return f"{name(arm)} against {label}: no task is finished yet."
     difference = evidence.pooled(arm, base)
     finding = {1: "better", 0: "no difference that can be told from chance", -1: "worse"}
+    single = [f"{task} {100 * evidence.difference(task, arm, base).mean:+.2f}" for task in tasks]
     return (
         f"{name(arm)} against {label}: {points(difference)}, {finding[difference.sign]} "
-        f"({', '.join(tasks)})."
+        f"({', '.join(single)})."
     )
 
 

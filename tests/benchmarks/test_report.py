@@ -36,6 +36,10 @@ def make_lines(task="vit", gains=None, final_seeds=SEEDS):
     ]
 
 
+def read_redundancy():
+    return results.read(report.REDUNDANCY)
+
+
 def write(lines):
     return report.write(report.Evidence(lines))
 
@@ -56,13 +60,23 @@ def test_same_lines_give_the_same_files(tmp_path, capsys):
 
 def test_published_page_is_the_one_that_the_lines_give():
     evidence = report.Evidence(results.read(results.RESULTS))
-    page = report.write(evidence, results.read(report.REDUNDANCY))
+    page = report.write(evidence, read_redundancy())
     assert page == (report.DOCS / "results.md").read_text(encoding="utf-8")
+
+
+def test_published_runs_that_were_made_twice_gave_the_same_metric():
+    """The redundancy was measured on runs of the grid, made again by another process."""
+    grid = {results.key(line): line for line in results.read(results.RESULTS)}
+    twice = [(line, grid[results.key(line | {"phase": "final"})]) for line in read_redundancy()]
+    assert len(twice) >= 9
+    for again, first in twice:
+        assert again["machine"] == first["machine"]
+        assert again["value"] == first["value"]
 
 
 def test_first_paragraph_answers_with_intervals():
     answer = write(make_lines()).split("\n\n")[1]
-    assert "Sage 0.75 against tuned AdamW: +2.00 [+2.00, +2.00], better (vit)." in answer
+    assert "Sage 0.75 against tuned AdamW: +2.00 [+2.00, +2.00], better (vit +2.00)." in answer
     control = "Sage 0.75 against MeanScale 0.75 (one mean scale for the whole model): "
     assert control + "+0.00 [+0.00, +0.00], no difference that can be told" in answer
     assert "RandomScale 0.75 (scales dealt out at random): no task is finished yet." in answer
@@ -70,7 +84,7 @@ def test_first_paragraph_answers_with_intervals():
 
 def test_unfinished_tasks_are_left_out_of_the_answer_and_shown():
     page = write(make_lines() + make_lines("cola", {("Sage", 0.75): -9}, final_seeds=range(3)))
-    assert "better (vit)." in page.split("\n\n")[1]
+    assert "better (vit +2.00)." in page.split("\n\n")[1]
     assert "| cola | accuracy | 3 | 0 | 18 |" in page
 
 
@@ -99,7 +113,7 @@ def test_search_shows_further_tasks_and_higher_rates_and_the_answer_leaves_them_
     higher = f"| vit, twice the rate | {rates} | 25.10 | +1.00 | +1.00 to +1.00 | +1.00 | +1.00"
     assert further in page and higher in page
     assert "four times the rate |" not in page
-    assert "better (vit)." in page.split("\n\n")[1]
+    assert "better (vit +2.00)." in page.split("\n\n")[1]
     assert "## vit_wrong" not in page
 
 
