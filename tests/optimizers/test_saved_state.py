@@ -107,6 +107,15 @@ def test_an_optimizer_that_is_not_built_says_what_differs_and_loads_the_weights(
         np.testing.assert_array_equal(one, other)
 
 
+def test_an_older_state_does_not_differ_in_what_it_lacks_and_is_off():
+    present = saved_state.describe(Sage())
+    older = present | {"settings": dict(present["settings"])}
+    del older["settings"]["calibrate"]
+    assert saved_state.differences(older, present) == []
+    (sentence,) = saved_state.differences(older, saved_state.describe(Sage(calibrate=True)))
+    assert sentence == "It was saved with calibrate=None, here calibrate=True."
+
+
 def test_the_same_state_loads_in_silence(tmp_path):
     path = saved(Sage(include=["kernel"]), tmp_path)
     model = trained(Sage(include=["kernel"], beta_3=0.9), steps=0)
