@@ -10,8 +10,8 @@ import keras
 from keras import ops
 
 from sage_keras import DPSMix, Sage
-from sage_keras.optimizers.mixing import StepSeeds, spread
-from sage_keras.statistics import total
+from sage_keras.histograms import total
+from sage_keras.optimizers.dps.mixing import StepSeeds, spread
 
 
 class MeanScale(Sage):

@@ -9,7 +9,7 @@ from keras import ops
 
 from benchmarks.tasks import METRICS
 from sage_keras.callbacks import SwapTrueWeights
-from sage_keras.optimizers.mixing import WeightMixing
+from sage_keras.optimizers.dps.mixing import WeightMixing
 
 BATCH_SIZE = 32
 VALIDATION_BATCH_SIZE = 128

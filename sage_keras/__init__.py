@@ -1,17 +1,14 @@
 """Sensitivity-guided optimizers for Keras."""
 
-from sage_keras.optimizers.dps import DPSDense, DPSMix, Mixout
-from sage_keras.optimizers.guided import SensitivityGuided, guided_optimizers
-from sage_keras.optimizers.layerwise import (
-    LayerwiseAdamW,
-    LayerwiseLearningRate,
-    layerwise_decay,
-)
-from sage_keras.optimizers.mixing import WeightMixing
-from sage_keras.optimizers.sage import Sage, SageAdam, SageAdamax, SageSGD
-from sage_keras.optimizers.scopes import TRANSFORMER_BLOCKS, TRANSFORMER_MATRICES
-from sage_keras.optimizers.subnetwork import SubnetworkSelection
-from sage_keras.optimizers.subnetwork_mixing import SubnetworkMixing
+from sage_keras.optimizers.dps.dps import DPSDense, DPSMix, Mixout
+from sage_keras.optimizers.dps.mixing import WeightMixing
+from sage_keras.optimizers.dps.subnetwork import SubnetworkSelection
+from sage_keras.optimizers.dps.subnetwork_mixing import SubnetworkMixing
+from sage_keras.optimizers.layerwise.decay import layerwise_decay
+from sage_keras.optimizers.layerwise.layerwise import LayerwiseAdamW, LayerwiseLearningRate
+from sage_keras.optimizers.patterns import TRANSFORMER_BLOCKS, TRANSFORMER_MATRICES
+from sage_keras.optimizers.sage.guided import SensitivityGuided, guided_optimizers
+from sage_keras.optimizers.sage.sage import Sage, SageAdam, SageAdamax, SageSGD
 
 __version__ = "0.1.0"
 

@@ -24,7 +24,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from sage_keras.types import Tensor
+from sage_keras.annotations import Tensor
 
 
 def compute_dtype(dtype: Any) -> str:

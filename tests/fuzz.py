@@ -20,7 +20,7 @@ from modes import BACKEND, float64_allowed, to_numpy
 
 import sage_keras
 from sage_keras import SensitivityGuided, SubnetworkSelection
-from sage_keras.optimizers.mixing import WeightMixing
+from sage_keras.optimizers.dps.mixing import WeightMixing
 
 STEPS = 5
 BATCH_SIZE = 4

@@ -17,8 +17,8 @@ from sage_keras.analysis.data import (
     read_examples,
     to_tensors,
 )
+from sage_keras.annotations import Arrays
 from sage_keras.paths import unique_paths
-from sage_keras.types import Arrays
 
 
 def measure_sensitivity(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sage_keras.analysis.log import Histogram, Log
-from sage_keras.types import Arrays
+from sage_keras.annotations import Arrays
 
 if TYPE_CHECKING:  # an extra, imported on use
     from matplotlib.axes import Axes

@@ -12,8 +12,8 @@ from keras import ops
 from sage_keras import arguments
 from sage_keras.analysis.data import check_data, count_batches
 from sage_keras.analysis.scores import by_path, read_scores
+from sage_keras.annotations import Arrays, Scores
 from sage_keras.groups import group_variables
-from sage_keras.types import Arrays, Scores
 
 _SCOPES = ("global", "layer")
 

@@ -16,7 +16,7 @@ from sage_keras.analysis.plots import (
     plot_scale,
     require_matplotlib,
 )
-from sage_keras.types import Arrays
+from sage_keras.annotations import Arrays
 
 _PIXELS_PER_DOT = 2  # for sharp pictures on dense screens
 _UNKNOWN = "–"  # noqa: RUF001, an en dash, as in printed tables

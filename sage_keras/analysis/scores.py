@@ -7,8 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from sage_keras.annotations import Arrays
 from sage_keras.paths import unique_paths
-from sage_keras.types import Arrays
 
 _PATHS_SHOWN = 8
 

@@ -12,10 +12,10 @@ import rich.markup
 import rich.table
 
 from sage_keras.analysis.scores import read_scores, to_numpy
+from sage_keras.annotations import Scores
 from sage_keras.groups import group_variables
-from sage_keras.optimizers.guided import guided_optimizers
+from sage_keras.optimizers.sage.guided import guided_optimizers
 from sage_keras.paths import unique_paths
-from sage_keras.types import Scores
 
 _REDUNDANT = 0.01  # of the model's mean: parameters below it count as redundant
 _UNKNOWN = "-"

@@ -5,10 +5,10 @@ import math
 import numpy as np
 from keras import ops
 
-from sage_keras import statistics
+from sage_keras.backend import compiled
 from sage_keras.callbacks.state_logger import StateLogger
 from sage_keras.groups import group_positions
-from sage_keras.optimizers.subnetwork import SubnetworkSelection
+from sage_keras.optimizers.dps.subnetwork import SubnetworkSelection
 
 
 class DPSLogger(StateLogger):
@@ -147,7 +147,7 @@ class DPSLogger(StateLogger):
         sizes = np.array([math.prod(variable.shape) for variable in variables])
         self._members = {name: (group, int(sizes[group].sum())) for name, group in members.items()}
         self._subnetworks = [_Subnetwork(one) for one in optimizers]
-        self._count = statistics.compiled(_counts)
+        self._count = compiled(_counts)
 
     def _look(self):
         """Looks for new subnetworks, and tells whether there are any."""

@@ -7,10 +7,11 @@ import keras
 import numpy as np
 from keras import ops
 
+from sage_keras import histograms
 from sage_keras import sensitivity as measure
-from sage_keras import statistics
+from sage_keras.backend import compiled
 from sage_keras.groups import group_positions
-from sage_keras.optimizers.guided import guided_optimizers
+from sage_keras.optimizers.sage.guided import guided_optimizers
 
 _REDUNDANT = 0.01  # of the mean of the whole model
 UNKNOWN = object()  # for slots that nobody copied before the last step
@@ -25,13 +26,13 @@ class SlotFigures:
         model: A built `keras.Model` whose optimizer is built.
         groups: As `group_variables` takes them.
         probabilities: Floats, which quantiles to compute.
-        histograms: Boolean, whether to hand out histograms.
+        with_histograms: Boolean, whether to hand out histograms.
 
     Raises:
         ValueError: If the optimizer guides no variable of the model.
     """
 
-    def __init__(self, model, groups, probabilities, histograms):
+    def __init__(self, model, groups, probabilities, with_histograms):
         optimizers = guided_optimizers(model.optimizer)
         variables = [variable for one in optimizers for variable in one.guided_variables]
         if not variables:
@@ -41,16 +42,16 @@ class SlotFigures:
         self._owners = [i for i, one in enumerate(optimizers) for _ in one.guided_variables]
         self._settings = [_settings(one) for one in optimizers]
         self._probabilities = probabilities
-        self._histograms = histograms
+        self._histograms = with_histograms
         self._has_scales = _has_scales(model, optimizers)
 
         sizes = [math.prod(variable.shape) for variable in variables]
         self._parameters = [sum(sizes[i] for i in group) for group in self._members]
-        self._strides = [statistics.stride(one.shape, sum(sizes)) for one in variables]
+        self._strides = [histograms.stride(one.shape, sum(sizes)) for one in variables]
         seen = [-(-size // stride) for size, stride in zip(sizes, self._strides)]
         self._weights = [size / count for size, count in zip(sizes, seen)]
-        self._compiled_samples = statistics.compiled(self._samples)
-        self._compiled_table = statistics.compiled(self._table)
+        self._compiled_samples = compiled(self._samples)
+        self._compiled_table = compiled(self._table)
 
     def copy(self, model):
         """What the scale of the next step will be computed from, or `None` if it cannot be."""
@@ -77,7 +78,7 @@ class SlotFigures:
 
     def _samples(self, slots):
         return [
-            statistics.sample(ops.cast(slot, "float32"), stride)
+            histograms.sample(ops.cast(slot, "float32"), stride)
             for slot, stride in zip(slots, self._strides)
         ]
 
@@ -88,7 +89,7 @@ class SlotFigures:
         samples = self._samples(slots)
         smoothed = [one * factor for one, factor in zip(samples, factors)]
         totals = [
-            statistics.total(ops.cast(slot, "float32")) * factor
+            histograms.total(ops.cast(slot, "float32")) * factor
             for slot, factor in zip(slots, factors)
         ]
         means = self._means(totals)
@@ -97,25 +98,25 @@ class SlotFigures:
         columns = [
             means,
             self._means(self._estimates(redundant)),
-            statistics.gini(counts),
-            statistics.quantiles(counts, self._probabilities),
+            histograms.gini(counts),
+            histograms.quantiles(counts, self._probabilities),
         ]
         if self._has_scales:
             scales = [_scale(*arguments) for arguments in zip(samples, previous, settings)]
             columns += [
                 self._means(self._estimates(scales)),
-                statistics.group_maxima(scales, self._members),
-                statistics.quantiles(self._counts(scales), self._probabilities),
+                histograms.group_maxima(scales, self._members),
+                histograms.quantiles(self._counts(scales), self._probabilities),
             ]
-        columns.append(statistics.coarse(counts))
+        columns.append(histograms.coarse(counts))
         columns = [one if len(one.shape) > 1 else ops.expand_dims(one, -1) for one in columns]
         return ops.concatenate(columns, axis=-1)
 
     def _means(self, totals):
-        return statistics.group_means(totals, self._parameters, self._members)
+        return histograms.group_means(totals, self._parameters, self._members)
 
     def _counts(self, samples):
-        return statistics.group_histograms(samples, self._weights, self._members)
+        return histograms.group_histograms(samples, self._weights, self._members)
 
     def _estimates(self, samples):
         """The sum of all parameters of each variable, estimated from its sample."""
@@ -137,7 +138,7 @@ class SlotFigures:
         report = {"optimizers": self._settings}
         if self._histograms:
             first, last = _not_empty(counts)
-            report["edges"] = statistics.COARSE_EDGES[first : last + 1].tolist()
+            report["edges"] = histograms.COARSE_EDGES[first : last + 1].tolist()
             for entry, none, row in zip(entries, zeros, counts[:, first:last]):
                 entry["histogram"] = {"zeros": round(float(none[0])), "counts": _whole(row)}
         named = dict(zip(self._names, entries))

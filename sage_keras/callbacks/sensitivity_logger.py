@@ -4,10 +4,10 @@ import os
 from collections.abc import Sequence
 
 from sage_keras import arguments
+from sage_keras.annotations import Groups
 from sage_keras.callbacks.figures import UNKNOWN, SlotFigures, refuse
 from sage_keras.callbacks.state_logger import StateLogger
-from sage_keras.optimizers.guided import SensitivityGuided
-from sage_keras.types import Groups
+from sage_keras.optimizers.sage.guided import SensitivityGuided
 
 
 class SensitivityLogger(StateLogger):

@@ -3,8 +3,7 @@
 import keras
 
 from sage_keras import arguments
-from sage_keras.optimizers.mixin import find_optimizers
-from sage_keras.optimizers.whole_state import WholeState
+from sage_keras.optimizers.base import WholeState, find_optimizers
 
 
 class RaiseOnSkippedSteps(keras.callbacks.Callback):

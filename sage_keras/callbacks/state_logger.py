@@ -7,7 +7,7 @@ from keras import ops
 
 from sage_keras.callbacks.sinks import open_sinks
 from sage_keras.groups import group_variables
-from sage_keras.optimizers.mixin import find_optimizers
+from sage_keras.optimizers.base import find_optimizers
 
 
 class StateLogger(keras.callbacks.Callback):

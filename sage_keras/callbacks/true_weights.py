@@ -2,8 +2,8 @@
 
 import keras
 
-from sage_keras.optimizers.mixin import find_optimizers
-from sage_keras.optimizers.mixing import WeightMixing
+from sage_keras.optimizers.base import find_optimizers
+from sage_keras.optimizers.dps.mixing import WeightMixing
 
 
 class SwapTrueWeights(keras.callbacks.Callback):

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from bases import BASES, guided, plain
 from modes import Runner, to_numpy
-
-from sage_keras.optimizers.mixin import OptimizerMixin
+from sage_keras.optimizers.base import OptimizerMixin
 
 FEATURES = {
     "plain": {},

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from keras import ops
 from modes import to_numpy
 
-from sage_keras.optimizers import selection
+from sage_keras.optimizers.dps import selection
 
 few = settings(deadline=None, max_examples=60)
 RATES = st.integers(0, 999).map(lambda thousandths: thousandths / 1000)

@@ -10,15 +10,15 @@ from keras import ops
 
 from sage_keras import arguments
 from sage_keras import sensitivity as measure
-from sage_keras.optimizers.gradients import to_dense
-from sage_keras.optimizers.mixin import (
+from sage_keras.annotations import Tensor, Variable
+from sage_keras.backend import to_dense
+from sage_keras.optimizers.base import (
     OptimizerMixin,
     check_order,
     find_optimizers,
     print_summary,
 )
 from sage_keras.paths import unique_paths, variable_path
-from sage_keras.types import Tensor, Variable
 
 # The published rule scales the learning rate, which these bases do not pass through unchanged.
 _REFUSED_BASES = {

@@ -12,10 +12,10 @@ import keras
 from keras import ops
 
 from sage_keras import arguments
-from sage_keras.optimizers import selection
-from sage_keras.optimizers.distribution import replicated
-from sage_keras.optimizers.guided import SensitivityGuided
-from sage_keras.optimizers.subnetwork import PartialTraining, SubnetworkSelection, check_bases
+from sage_keras.backend import replicated
+from sage_keras.optimizers.dps import selection
+from sage_keras.optimizers.dps.subnetwork import PartialTraining, SubnetworkSelection, check_bases
+from sage_keras.optimizers.sage.guided import SensitivityGuided
 from sage_keras.paths import variable_path
 from sage_keras.sensitivity import compute_dtype
 
@@ -27,7 +27,7 @@ class WeightMixing(PartialTraining):
     variable are drawn with the probability `drop_rate`. In the forward pass they are replaced by
     their initial weights, and the others are moved away so that the mean stays; in the backward
     pass their gradients are zero. A column is what one input of a layer is multiplied by, and is
-    shared by all outputs; `sage_keras.optimizers.selection.column_shape` defines it for every
+    shared by all outputs; `sage_keras.optimizers.dps.selection.column_shape` defines it for every
     kernel.
 
     The optimizer itself keeps the true weights. Between two steps the model's variables hold the

@@ -2,9 +2,9 @@
 
 import keras
 
-from sage_keras.optimizers.mixing import WeightMixing
-from sage_keras.optimizers.subnetwork import SubnetworkSelection
-from sage_keras.optimizers.subnetwork_mixing import SubnetworkMixing
+from sage_keras.optimizers.dps.mixing import WeightMixing
+from sage_keras.optimizers.dps.subnetwork import SubnetworkSelection
+from sage_keras.optimizers.dps.subnetwork_mixing import SubnetworkMixing
 
 
 @keras.saving.register_keras_serializable(package="sage_keras")

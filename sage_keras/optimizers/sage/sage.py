@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from sage_keras.optimizers.guided import SensitivityGuided
+from sage_keras.optimizers.sage.guided import SensitivityGuided
 
 
 @keras.saving.register_keras_serializable(package="sage_keras")

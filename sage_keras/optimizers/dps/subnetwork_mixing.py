@@ -2,9 +2,9 @@
 
 from keras import ops
 
-from sage_keras.optimizers import selection
-from sage_keras.optimizers.mixing import WeightMixing
-from sage_keras.optimizers.subnetwork import SubnetworkSelection
+from sage_keras.optimizers.dps import selection
+from sage_keras.optimizers.dps.mixing import WeightMixing
+from sage_keras.optimizers.dps.subnetwork import SubnetworkSelection
 
 
 class SubnetworkMixing(WeightMixing, SubnetworkSelection):

@@ -8,12 +8,12 @@ import keras
 from keras import ops
 
 from sage_keras import arguments
-from sage_keras.optimizers import selection
-from sage_keras.optimizers.gradients import to_dense
-from sage_keras.optimizers.guided import SensitivityGuided
-from sage_keras.optimizers.mixin import OptimizerMixin, check_order, print_summary
+from sage_keras.annotations import Tensor, Variable
+from sage_keras.backend import cond, to_dense
+from sage_keras.optimizers.base import OptimizerMixin, check_order, print_summary
+from sage_keras.optimizers.dps import selection
+from sage_keras.optimizers.sage.guided import SensitivityGuided
 from sage_keras.paths import variable_path
-from sage_keras.types import Tensor, Variable
 
 _WRAPPERS = ("LossScaleOptimizer", "MultiOptimizer")
 
@@ -330,7 +330,7 @@ class SubnetworkSelection(PartialTraining):
             )
 
         thresholds = ops.cast(self._thresholds, "int32")
-        self._thresholds.assign(_cond(begins, select, lambda: thresholds))
+        self._thresholds.assign(cond(begins, select, lambda: thresholds))
 
     def _mask(self, index):
         threshold = ops.cast(self._thresholds[index], "int32")
@@ -367,13 +367,3 @@ def check_bases(cls, mixin, before):
                 f"`{cls.__name__}` cannot build on `{name}`, which wraps other optimizers. Pass "
                 f"a `{mixin.__name__}` to it instead."
             )
-
-
-def _cond(condition, then, otherwise):
-    """`ops.cond`, which JAX would compile anew at every call outside of a trace."""
-    if keras.backend.backend() == "jax":
-        import jax
-
-        if not isinstance(condition, jax.core.Tracer):
-            return then() if condition else otherwise()
-    return ops.cond(condition, then, otherwise)

@@ -1,4 +1,4 @@
-"""The statistics, against exact ones of NumPy in float64."""
+"""Histograms and what follows from them, against exact ones of NumPy in float64."""
 
 import math
 
@@ -10,7 +10,8 @@ from hypothesis.extra.numpy import arrays
 from keras import ops
 from modes import to_numpy
 
-from sage_keras import statistics
+from sage_keras import histograms
+from sage_keras.backend import compiled
 
 PROBABILITIES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 WIDTH = 1 / 64  # half a bin, relative
@@ -20,9 +21,9 @@ NORMAL = st.floats(2.0**-126, 2.0**125, width=32)
 VECTORS = arrays("float32", st.integers(1, 60), elements=st.just(0.0) | NORMAL)
 
 
-@statistics.compiled
+@compiled
 def _counts(values):
-    return statistics.histogram(values)
+    return histograms.histogram(values)
 
 
 def counts_of(values):
@@ -47,16 +48,16 @@ def log_normal(spread, count=1_000_000):
 def test_a_million_log_normal_values(spread):
     values = log_normal(spread)
     counts = counts_of(values)
-    found = to_numpy(statistics.quantiles(counts, PROBABILITIES))
+    found = to_numpy(histograms.quantiles(counts, PROBABILITIES))
     np.testing.assert_allclose(found, exact_quantiles(values), rtol=WIDTH)
-    assert float(statistics.gini(counts)) == pytest.approx(exact_gini(values), abs=1e-3)
+    assert float(histograms.gini(counts)) == pytest.approx(exact_gini(values), abs=1e-3)
 
 
 @settings(deadline=None, max_examples=40)
 @given(VECTORS)
 def test_quantiles_of_anything(values):
     padded = np.pad(values, (0, 60 - len(values)))  # one shape, so one compilation
-    found = to_numpy(statistics.quantiles(counts_of(padded), PROBABILITIES))
+    found = to_numpy(histograms.quantiles(counts_of(padded), PROBABILITIES))
     np.testing.assert_allclose(found, exact_quantiles(padded), rtol=WIDTH)
 
 
@@ -64,7 +65,7 @@ def test_quantiles_of_anything(values):
 @given(VECTORS)
 def test_gini_of_anything(values):
     padded = np.pad(values, (0, 60 - len(values)))
-    found = float(statistics.gini(counts_of(padded)))
+    found = float(histograms.gini(counts_of(padded)))
     assert found == pytest.approx(exact_gini(padded), abs=WIDTH)
     assert -1e-6 <= found <= 1
 
@@ -72,7 +73,7 @@ def test_gini_of_anything(values):
 def test_gini_at_its_ends():
     alike, alone, none = np.full(64, 3e-7), np.eye(1, 64)[0] * 5e30, np.zeros(64)
     together = ops.stack([counts_of(alike), counts_of(alone), counts_of(none)])
-    np.testing.assert_allclose(to_numpy(statistics.gini(together)), [0, 63 / 64, 0], atol=1e-6)
+    np.testing.assert_allclose(to_numpy(histograms.gini(together)), [0, 63 / 64, 0], atol=1e-6)
 
 
 def test_values_without_a_bin_of_their_own():
@@ -80,25 +81,25 @@ def test_values_without_a_bin_of_their_own():
     values = [0.0, -0.0, 1e-40, smallest_normal, largest, np.inf, -np.nan, np.nan]
     counts = to_numpy(counts_of(values))
     assert counts.sum() == 8
-    assert counts[statistics.BIN_VALUES == 0].sum() == 3
-    assert counts[np.isnan(statistics.BIN_VALUES)].sum() == 3
-    found = to_numpy(statistics.quantiles(ops.convert_to_tensor(counts), [0.5, 0.6, 0.9]))
+    assert counts[histograms.BIN_VALUES == 0].sum() == 3
+    assert counts[np.isnan(histograms.BIN_VALUES)].sum() == 3
+    found = to_numpy(histograms.quantiles(ops.convert_to_tensor(counts), [0.5, 0.6, 0.9]))
     np.testing.assert_allclose(found, [smallest_normal, largest, np.nan], rtol=WIDTH)
 
 
 def test_coarse_bins_are_those_of_numpy():
     values = np.concatenate([log_normal(3.0, 1000), [0.0, 0.0, 1.0, 1.5, 2.0**-126, 3e38]])
     values = values.astype("float32")
-    zeros, *counts = to_numpy(statistics.coarse(counts_of(values)[None]))[0]
+    zeros, *counts = to_numpy(histograms.coarse(counts_of(values)[None]))[0]
     assert zeros == 2
-    expected, _ = np.histogram(values[values > 0], statistics.COARSE_EDGES)
+    expected, _ = np.histogram(values[values > 0], histograms.COARSE_EDGES)
     np.testing.assert_array_equal(counts, expected)
 
 
 @pytest.mark.parametrize("shape", [(4096, 1000), (4_000_000,)])
 def test_total_stays_accurate(shape):
     values = log_normal(1.0, math.prod(shape)).reshape(shape)
-    found = float(statistics.compiled(statistics.total)(ops.convert_to_tensor(values)))
+    found = float(compiled(histograms.total)(ops.convert_to_tensor(values)))
     assert found == pytest.approx(values.sum(dtype="float64"), rel=1e-5)
 
 
@@ -109,15 +110,15 @@ def test_total_stays_accurate(shape):
 def test_stride(shape, others):
     size = math.prod(shape)
     total = size + others
-    stride = statistics.stride(shape, total)
+    stride = histograms.stride(shape, total)
     assert math.gcd(stride, size) == 1 or size == 1
     assert size / stride >= min(size, max(2**16, size * 2**22 // total))
 
 
 def test_a_sample_covers_all_columns_alike():
-    stride = statistics.stride((768, 768), 10**9)
+    stride = histograms.stride((768, 768), 10**9)
     columns = np.broadcast_to(np.arange(768), (768, 768)).astype("int32")
-    seen = np.bincount(to_numpy(statistics.sample(ops.convert_to_tensor(columns), stride)))
+    seen = np.bincount(to_numpy(histograms.sample(ops.convert_to_tensor(columns), stride)))
     assert stride > 1
     assert seen.min() > 0
     assert seen.max() - seen.min() <= 1
@@ -127,9 +128,9 @@ def test_means_maxima_and_histograms_of_groups():
     values = [np.float32([1.0, 2.0]), np.float32([3.0]), np.float32([7.0, 8.0, 9.0])]
     samples = [ops.convert_to_tensor(one) for one in values]
     groups = [[0, 1, 2], [1], [0, 1]]
-    means = statistics.group_means([ops.sum(one) for one in samples], [6, 1, 3], groups)
+    means = histograms.group_means([ops.sum(one) for one in samples], [6, 1, 3], groups)
     np.testing.assert_allclose(to_numpy(means), [5.0, 3.0, 2.0])
-    np.testing.assert_allclose(to_numpy(statistics.group_maxima(samples, groups)), [9, 3, 3])
-    counts = to_numpy(statistics.group_histograms(samples, [1.0, 4.0, 2.0], groups))
+    np.testing.assert_allclose(to_numpy(histograms.group_maxima(samples, groups)), [9, 3, 3])
+    counts = to_numpy(histograms.group_histograms(samples, [1.0, 4.0, 2.0], groups))
     np.testing.assert_allclose(counts.sum(axis=1), [12, 4, 6])
     np.testing.assert_allclose(counts[0], counts[2] + 2 * to_numpy(counts_of(values[2])))

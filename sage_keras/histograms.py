@@ -187,23 +187,3 @@ def group_maxima(samples, groups):
 
 def _by_group(values, groups):
     return ops.stack([ops.sum(ops.stack([values[i] for i in one]), axis=0) for one in groups])
-
-
-def compiled(function):
-    """`function` of tensors, compiled where that makes it one call on the device.
-
-    Keras compiles its own training steps only. On torch it stays as it is: there each operation
-    is a kernel of its own, and compiling takes longer than it saves.
-    """
-    backend = keras.backend.backend()
-    if backend == "jax":
-        import jax
-
-        return jax.jit(function)
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        return tf.function(function, jit_compile=True, autograph=False)
-    import torch
-
-    return torch.no_grad()(function)

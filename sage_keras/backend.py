@@ -1,0 +1,163 @@
+"""All that one backend needs and the others do not: Keras's own operations come first."""
+
+import contextlib
+
+import keras
+from keras import ops
+
+
+def to_dense(gradient):
+    """A gradient as one dense tensor.
+
+    TensorFlow gives embeddings `tf.IndexedSlices`, in which a row that was looked up twice stands
+    twice; a product with the gradient, or its square, needs their sum. `keras.ops` leaves the
+    duplicates apart.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return gradient
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(gradient)
+
+
+def cond(condition, then, otherwise):
+    """`ops.cond`, which JAX would compile anew at every call outside of a trace."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        if not isinstance(condition, jax.core.Tracer):
+            return then() if condition else otherwise()
+    return ops.cond(condition, then, otherwise)
+
+
+def compiled(function):
+    """`function` of tensors, compiled where that makes it one call on the device.
+
+    Keras compiles its own training steps only. On torch it stays as it is: there each operation
+    is a kernel of its own, and compiling takes longer than it saves.
+    """
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.jit(function)
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, jit_compile=True, autograph=False)
+    import torch
+
+    return torch.no_grad()(function)
+
+
+def all_finite(gradients):
+    """Whether no gradient holds an infinity or a not-a-number, on any replica.
+
+    Args:
+        gradients: List of gradients, at least one.
+
+    Returns:
+        Boolean scalar.
+    """
+    finite = ops.all(ops.stack([ops.all(ops.isfinite(to_dense(one))) for one in gradients]))
+    if not _replicated():
+        return finite
+    import tensorflow as tf
+
+    # On TensorFlow the gradients that `apply` gets are still those of one replica.
+    bad = tf.cast(tf.logical_not(finite), "float32")
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, bad) == 0
+
+
+def take_back(variables, before, finite):
+    """Gives the variables back the values they had, unless `finite`.
+
+    Args:
+        variables: List of variables.
+        before: List of tensors, their values before the step.
+        finite: Boolean scalar.
+    """
+    if not _replicated():
+        for variable, value in zip(variables, before):
+            variable.assign(ops.where(finite, ops.convert_to_tensor(variable), value))
+        return
+    import tensorflow as tf
+
+    def on_device(variable, value, finite):
+        variable.assign(tf.where(finite, variable, value))
+
+    def on_all_devices(distribution, variables, before, finite):
+        for variable, value in zip(variables, before):
+            distribution.extended.update(variable, on_device, args=(value, finite), group=False)
+
+    # A replica cannot assign to a slot: tf.distribute would have to know how to add up.
+    native = [getattr(variable, "value", variable) for variable in variables]
+    tf.distribute.get_replica_context().merge_call(on_all_devices, args=(native, before, finite))
+
+
+def _replicated():
+    """Whether this is one of several replicas of tf.distribute, which share their variables."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
+
+
+def check_strategy(optimizer):
+    """Says in words what TensorFlow's strategies cannot do, of which Keras blames `merge_call`."""
+    if keras.backend.backend() != "tensorflow":
+        return
+    import tensorflow as tf
+
+    # As Keras itself finds out; True without a strategy.
+    if tf.__internal__.distribute.strategy_supports_no_merge_call():
+        return
+    advice = {
+        "gradient_accumulation_steps": "Use a batch size as many times as large, or accumulate in "
+        "a training loop of your own",
+        "ema_overwrite_frequency": "Leave it out, and use `keras.callbacks.SwapEMAWeights` to "
+        "evaluate and save the averages",
+    }
+    for argument, instead in advice.items():
+        value = getattr(optimizer, argument)
+        if value:
+            raise ValueError(
+                f"Argument `{argument}` does not work in any Keras optimizer under "
+                f"{type(tf.distribute.get_strategy()).__name__}, which cannot synchronize its "
+                f"replicas inside a condition. {instead}. Received: {argument}={value}"
+            )
+
+
+def replicated(tensor, variable):
+    """A tensor of which every device has a copy, where Keras lays `variable` out over devices.
+
+    Left to itself XLA may spread a small tensor, and then move whole variables to where that is.
+    """
+    layout = getattr(variable, "_layout", None)
+    if not isinstance(layout, keras.distribution.TensorLayout):
+        return tensor
+    whole = keras.distribution.TensorLayout([None] * len(tensor.shape), layout.device_mesh)
+    return keras.distribution.distribute_tensor(tensor, whole)
+
+
+def slot_layout(variable, shape):
+    """How to lay out, over devices, a slot that broadcasts to a variable: as the variable is."""
+    layout = getattr(variable, "_layout", None)
+    if tuple(shape) == tuple(variable.shape):
+        return layout
+    if not isinstance(layout, keras.distribution.TensorLayout):
+        return None
+    sizes = zip(layout.axes, shape, variable.shape)
+    axes = [axis if size == whole else None for axis, size, whole in sizes]
+    return keras.distribution.TensorLayout(axes, layout.device_mesh)
+
+
+def on_device_of(optimizer, variable):
+    """A scope that places a new slot with its variable, which only TensorFlow has to be told."""
+    strategy = getattr(optimizer, "_distribution_strategy", None)
+    if strategy is None:
+        return contextlib.nullcontext()
+    if isinstance(variable, keras.Variable):
+        variable = variable.value
+    return strategy.extended.colocate_vars_with(variable)
