@@ -119,6 +119,8 @@ def check_strategy(optimizer):
         "ema_overwrite_frequency": "Leave it out, and use `keras.callbacks.SwapEMAWeights` to "
         "evaluate and save the averages",
     }
+    if hasattr(optimizer, "_backend_maybe_overwrite_model_variables"):  # Keras 3.16 can
+        del advice["ema_overwrite_frequency"]
     for argument, instead in advice.items():
         value = getattr(optimizer, argument)
         if value:
