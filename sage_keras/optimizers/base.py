@@ -278,9 +278,9 @@ class OptimizerMixin(_Optimizer):
             print_fn("  " + "  ".join(map(str.ljust, row, widths)).rstrip())
 
     def __repr__(self) -> str:
-        """Shows the arguments that are not the defaults, and what the mixins act on."""
+        """Shows the arguments that are not the defaults, long ones cut, and what the mixins act on."""
         settings = ", ".join(
-            f"{name}={value!r}"
+            f"{name}={textwrap.shorten(repr(value), 100, placeholder='...')}"
             for name, value in self._own_settings().items()
             if value != _default(type(self), name)
         )
