@@ -15,6 +15,7 @@ the mixins of one class act one after the other, in the order of the bases:
 
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -278,7 +279,7 @@ class OptimizerMixin(_Optimizer):
             print_fn("  " + "  ".join(map(str.ljust, row, widths)).rstrip())
 
     def __repr__(self) -> str:
-        """Shows the arguments that are not the defaults, long ones cut, and what the mixins act on."""
+        """Shows what is not the default, long arguments cut, and what the mixins act on."""
         settings = ", ".join(
             f"{name}={textwrap.shorten(repr(value), 100, placeholder='...')}"
             for name, value in self._own_settings().items()
