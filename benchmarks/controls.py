@@ -6,12 +6,11 @@ lacks is what it tells apart.
 
 import math
 
-import keras
 from keras import ops
 
 from sage_keras import DPSMix, Sage
 from sage_keras.histograms import total
-from sage_keras.random_bits import chosen, positions, random_bits
+from sage_keras.random_bits import chosen, random_bits
 
 
 class MeanScale(Sage):
@@ -74,7 +73,8 @@ class RandomScale(Sage):
         row = ops.reshape(scale, (-1,))
         size = row.shape[0]
         # An offset for each variable and step.
-        bits = random_bits(self.seed_state, self.iterations, self._get_variable_index(variable))
+        bits = random_bits(self.seed_state, self.iterations, (len(self._sensitivities),))
+        bits = bits[self._get_variable_index(variable)]
         offset = ops.mod(ops.bitwise_and(bits, 2**31 - 1), size)
         twice = ops.concatenate([row, row])
         return ops.reshape(ops.slice(twice, [offset], [size]), scale.shape)
@@ -135,5 +135,5 @@ class SeededDPSMix(DPSMix):
 
     def _draw(self, shape, step):
         seed = self.seed if self.seed_state is None else self.seed_state
-        bits = random_bits(seed, step, positions(shape))
+        bits = random_bits(seed, step, shape)
         return ops.cast(chosen(bits, 1.0 - self.drop_rate), "float32")

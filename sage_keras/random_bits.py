@@ -5,7 +5,7 @@ These are the same 32 bits everywhere. There is no state that a resumed run coul
 computes them where they are needed, without an array of them in memory:
 
     key  = hash(seed * 0x9E3779B9 + step)
-    bits = hash(key xor position)                             `random_bits`
+    bits = hash(key + position)                               `random_bits`
 
 `hash` maps the 32-bit integers one to one, and flips about half of the bits of its result where one
 bit of its argument changes. The factor of the seed is 2^32 over the golden ratio, so that the
@@ -27,55 +27,38 @@ from keras import ops
 from sage_keras.annotations import Tensor
 
 
-def random_bits(seed: int | Tensor, step: int | Tensor, position: int | Tensor) -> Tensor:
-    """32 random bits for each position.
+def random_bits(seed: int | Tensor, step: int | Tensor, shape: Sequence[int]) -> Tensor:
+    """32 random bits for every element of an array.
 
     Args:
-        seed: Integer, of which the lowest 32 bits count, or int32 tensor.
-        step: Integer or tensor of integers, such as an optimizer's `iterations`.
-        position: Int32 tensor, such as `positions` makes it.
+        seed: Integer, of which the lowest 32 bits count, or int32 scalar tensor.
+        step: Integer or scalar tensor of integers, such as an optimizer's `iterations`.
+        shape: Tuple of integers, the shape of the array. The positions of its elements are 0, 1, 2
+            and so on, as they lie in memory.
 
     Returns:
-        Int32 tensor of the shape to which all three broadcast, each value as likely as any other.
+        Int32 tensor of this shape, each value as likely as any other.
 
     Example:
 
     >>> from keras import ops
-    >>> bits = random_bits(seed=1, step=7, position=positions((2, 2)))
-    >>> ops.convert_to_numpy(bits).tolist()
-    [[1577112760, -1307898927], [-1037204305, 127224206]]
+    >>> ops.convert_to_numpy(random_bits(seed=1, step=7, shape=(2, 2))).tolist()
+    [[1577112760, -770173083], [-876504552, -724752930]]
     """
     if isinstance(seed, int):
         seed = _wrapped(seed)
     if isinstance(step, int):
         step = _wrapped(step)
     sequence = ops.multiply(ops.cast(seed, "int32"), _wrapped(0x9E3779B9))
-    key = _hash(ops.add(sequence, ops.cast(step, "int32")))
-    return _hash(ops.bitwise_xor(key, position))
-
-
-def positions(shape: Sequence[int]) -> Tensor:
-    """The place of every element of an array, in the order in which its elements lie in memory.
-
-    Args:
-        shape: Tuple of integers, the shape of the array.
-
-    Returns:
-        Int32 tensor of that shape: 0, 1, 2 and so on. From 2^31 on they wrap around.
-
-    Example:
-
-    >>> from keras import ops
-    >>> ops.convert_to_numpy(positions((2, 3))).tolist()
-    [[0, 1, 2], [3, 4, 5]]
-    """
-    # A sum over the axes, since XLA can cut such an array into parts for several devices.
-    found = ops.zeros((1,) * len(shape), "int32")
+    number = _hash(ops.add(sequence, ops.cast(step, "int32")))
+    # Axis by axis, and onto the key, which is no constant: of one XLA would store the whole array,
+    # and it can cut this one into parts for several devices.
+    number = ops.reshape(number, (1,) * len(shape))
     for axis, size in enumerate(shape):
         stride = _wrapped(math.prod(shape[axis + 1 :]))
         along = ops.multiply(ops.arange(size, dtype="int32"), stride)
-        found = ops.add(found, ops.reshape(along, (size,) + (1,) * (len(shape) - axis - 1)))
-    return found
+        number = ops.add(number, ops.reshape(along, (size,) + (1,) * (len(shape) - axis - 1)))
+    return _hash(number)
 
 
 def chosen(bits: Tensor, probability: float) -> Tensor:
@@ -91,7 +74,7 @@ def chosen(bits: Tensor, probability: float) -> Tensor:
     Example:
 
     >>> from keras import ops
-    >>> bits = random_bits(seed=0, step=0, position=positions((8,)))
+    >>> bits = random_bits(seed=0, step=0, shape=(8,))
     >>> ops.convert_to_numpy(chosen(bits, 0.5)).tolist()
     [True, True, False, True, False, True, False, False]
     """

@@ -23,7 +23,7 @@ def twin_hash(number):
 def twin_columns(seed, step, count, drop_rate):
     """Which columns are kept, from the seed and the number of the step alone."""
     key = twin_hash(np.array([(seed * 0x9E3779B9 + step) % 2**32], "uint32"))
-    bits = twin_hash(key ^ np.arange(count, dtype="uint32")) ^ np.uint32(2**31)  # signed order
+    bits = twin_hash(key + np.arange(count, dtype="uint32")) ^ np.uint32(2**31)  # signed order
     return bits >= round(drop_rate * 2**32)
 
 

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import keras
 from keras import ops
 
 from sage_keras import arguments
@@ -17,7 +16,7 @@ from sage_keras.optimizers.dps import selection
 from sage_keras.optimizers.dps.subnetwork import PartialTraining, SubnetworkSelection, check_bases
 from sage_keras.optimizers.sage.guided import SensitivityGuided
 from sage_keras.paths import variable_path
-from sage_keras.random_bits import chosen, positions, random_bits
+from sage_keras.random_bits import chosen, random_bits
 from sage_keras.sensitivity import compute_dtype
 
 
@@ -286,7 +285,7 @@ class WeightMixing(PartialTraining):
         return grads, variables
 
     def _draw(self, shape, step):
-        bits = random_bits(self.seed, step, positions(shape))
+        bits = random_bits(self.seed, step, shape)
         return ops.cast(chosen(bits, 1.0 - self.drop_rate), "float32")
 
     def _kept_columns(self, index):
