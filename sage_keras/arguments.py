@@ -7,7 +7,7 @@ import re
 _PATHS_SHOWN = 8
 
 
-def number(argument, value, low, high, example, low_included=False):
+def number(argument, value, low, high, example, low_included=False, high_included=False):
     """`value` as a float, if it is a number between `low` and `high`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(
@@ -15,10 +15,12 @@ def number(argument, value, low, high, example, low_included=False):
             f"Received: {argument}={value!r} (of type {type(value).__name__})"
         )
     # A NaN is never between them.
-    if not (low < value < high or (low_included and low == value)):
-        bound = "at least" if low_included else "above"
+    inside = low < value < high
+    if not (inside or (low_included and low == value) or (high_included and high == value)):
+        lowest = f"at least {low:g}" if low_included else f"above {low:g}"
+        highest = f"at most {high:g}" if high_included else f"below {high:g}"
         raise ValueError(
-            f"Argument `{argument}` must be {bound} {low:g} and below {high:g}, such as {example}. "
+            f"Argument `{argument}` must be {lowest} and {highest}, such as {example}. "
             f"Received: {argument}={value!r}"
         )
     return float(value)
@@ -34,8 +36,8 @@ def share(argument, value, example):
     return float(value)
 
 
-def integer(argument, value, low, example):
-    """`value` as an int, if it is a whole number of at least `low`."""
+def integer(argument, value, low, example, high=math.inf):
+    """`value` as an int, if it is a whole number of at least `low` and at most `high`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(
             f"Argument `{argument}` must be an integer, such as {example}. "
@@ -44,6 +46,11 @@ def integer(argument, value, low, example):
     if value < low:
         raise ValueError(
             f"Argument `{argument}` must be at least {low}, such as {example}. "
+            f"Received: {argument}={value!r}"
+        )
+    if value > high:
+        raise ValueError(
+            f"Argument `{argument}` must be at most {high}, such as {example}. "
             f"Received: {argument}={value!r}"
         )
     return int(value)

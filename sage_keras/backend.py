@@ -30,6 +30,15 @@ def cond(condition, then, otherwise):
     return ops.cond(condition, then, otherwise)
 
 
+def compiled_loop(function):
+    """`function` of tensors that runs `ops.while_loop`, which JAX would compile at every call.
+
+    Outside of a trace JAX compiles a loop for each new pair of condition and body. Under its `jit`
+    it does so once for each shape.
+    """
+    return compiled(function) if keras.backend.backend() == "jax" else function
+
+
 def compiled(function):
     """`function` of tensors, compiled where that makes it one call on the device.
 

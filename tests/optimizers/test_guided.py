@@ -23,7 +23,7 @@ BAD_ARGUMENTS = [
     ("beta_3", 1.0, "below 1"),
     ("beta_3", 0.0, "above 0"),
     ("beta_3", -0.1, "above 0"),
-    ("beta_3", 1.5, "below 1"),
+    ("beta_3", 1.5, "at most 0.999"),
     ("beta_3", float("nan"), "such as 0.75"),
     ("beta_3", float("inf"), "such as 0.75"),
     ("beta_3", "0.9", "must be a float"),

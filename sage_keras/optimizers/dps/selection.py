@@ -23,6 +23,11 @@ import re
 
 from keras import ops
 
+from sage_keras.annotations import Tensor
+from sage_keras.backend import compiled_loop
+
+# Twice as many updates, a cycle of two stages, are still counted in int32.
+LONGEST_STAGE = 2**30 - 1
 # The authors punish frequency only where a stage is long enough to tell columns apart.
 _SHORTEST_PENALIZED_STAGE = 50
 # EinsumDense kernels that project to (heads, head size). The authors' have the heads in one axis.
@@ -87,8 +92,11 @@ def threshold(scores, count):
     >>> float(ops.view(bits, "float32"))
     2.0
     """
-    bits = ops.view(scores, "int32")
+    return _threshold(ops.view(scores, "int32"), ops.convert_to_tensor(count, "int32"))
 
+
+@compiled_loop
+def _threshold(bits, count):
     def try_bit(found, bit):
         larger = ops.add(found, bit)
         enough = ops.sum(ops.cast(ops.greater_equal(bits, larger), "int32")) >= count
