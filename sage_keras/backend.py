@@ -1,6 +1,8 @@
 """All that one backend needs and the others do not: Keras's own operations come first."""
 
 import contextlib
+from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
@@ -30,13 +32,16 @@ def cond(condition, then, otherwise):
     return ops.cond(condition, then, otherwise)
 
 
-def compiled_loop(function):
+def compiled_loop(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` of tensors that runs `ops.while_loop`, which JAX would compile at every call.
 
     Outside of a trace JAX compiles a loop for each new pair of condition and body. Under its `jit`
     it does so once for each shape.
     """
-    return compiled(function) if keras.backend.backend() == "jax" else function
+    if keras.backend.backend() != "jax":
+        return function
+    jitted: Callable[..., Any] = compiled(function)
+    return jitted
 
 
 def compiled(function):
