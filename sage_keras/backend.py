@@ -1,6 +1,8 @@
 """All that one backend needs and the others do not: Keras's own operations come first."""
 
 import contextlib
+from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
@@ -28,6 +30,18 @@ def cond(condition, then, otherwise):
         if not isinstance(condition, jax.core.Tracer):
             return then() if condition else otherwise()
     return ops.cond(condition, then, otherwise)
+
+
+def compiled_loop(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of tensors that runs `ops.while_loop`, which JAX would compile at every call.
+
+    Outside of a trace JAX compiles a loop for each new pair of condition and body. Under its `jit`
+    it does so once for each shape.
+    """
+    if keras.backend.backend() != "jax":
+        return function
+    jitted: Callable[..., Any] = compiled(function)
+    return jitted
 
 
 def compiled(function):

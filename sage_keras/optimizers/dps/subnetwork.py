@@ -97,9 +97,14 @@ class SubnetworkSelection(PartialTraining):
             )
         if total_steps is None:
             self.total_steps = None
-            self.stage_steps = arguments.integer("stage_steps", stage_steps, low=1, example=50)
+            self.stage_steps = arguments.integer(
+                "stage_steps", stage_steps, low=1, example=50, high=selection.LONGEST_STAGE
+            )
         else:
-            self.total_steps = arguments.integer("total_steps", total_steps, low=1, example=1000)
+            most = selection.most_steps(self.update_ratio)
+            self.total_steps = arguments.integer(
+                "total_steps", total_steps, low=1, example=1000, high=most
+            )
             self.stage_steps = selection.steps_per_stage(self.total_steps, self.update_ratio)
         if self.stage_steps == 0:
             raise ValueError(
