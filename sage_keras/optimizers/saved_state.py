@@ -195,7 +195,7 @@ def checkpoint_state(optimizer: Any) -> Any:
         return None
     import tensorflow as tf
 
-    class Description(tf.train.experimental.PythonState):  # type: ignore[misc]
+    class Description(tf.train.experimental.PythonState):
         def serialize(self) -> str:
             return json.dumps(describe(optimizer))
 
@@ -237,7 +237,7 @@ def _checksum(description: dict[str, Any], arrays: Mapping[str, Any]) -> int:
     checksum = zlib.crc32(json.dumps(description, sort_keys=True).encode())
     for key in sorted(arrays, key=int):
         array = np.ascontiguousarray(keras.ops.convert_to_numpy(arrays[key]))
-        checksum = zlib.crc32(array.reshape(-1).view("uint8"), checksum)
+        checksum = zlib.crc32(array.reshape(-1).view("uint8").data, checksum)
     return checksum
 
 

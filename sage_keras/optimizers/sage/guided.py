@@ -116,7 +116,7 @@ class SensitivityGuided(VariableChoice):
     """
 
     _rank = 40
-    _settings = (
+    _settings: ClassVar[tuple[str, ...]] = (
         "beta_3",
         "sensitivity_epsilon",
         "bias_correction",
@@ -252,10 +252,10 @@ class SensitivityGuided(VariableChoice):
         guided = f"guides {sum(self._chosen)} of {len(self._chosen)} variables"
         return [guided, *super()._phrases()]
 
-    def _columns(self) -> list[dict[str, str]]:
-        return [self._chosen_marks("guided"), *super()._columns()]
+    def _summary_columns(self) -> list[dict[str, str]]:
+        return [self._chosen_marks("guided"), *super()._summary_columns()]
 
-    def _warn_of_half_precision(self, variables):
+    def _warn_of_half_precision(self, variables: list[Variable]) -> None:
         names = {keras.backend.standardize_dtype(variable.dtype) for variable in variables}
         bases = tuple(getattr(keras.optimizers, name) for name in _NEED_FLOAT32_VARIABLES)
         for name in sorted(names & {"float16", "bfloat16"}):
