@@ -401,7 +401,7 @@ def test_repr_and_summary_of_all_mixins_in_one_class():
         f"<Everything(learning_rate_multipliers={rates}, seed=1, stage_steps=3, beta_3=0.9, "
         "exclude=['bias']), trains 1 of 2 variables in part, guides 1 of 2 variables, "
         "own rates for 2 and 1 frozen of 3 variables>",
-        "                    frozen  first          (2, 3)",
+        "                   frozen  first          (2, 3)",
         "  partial  guided  0.5     second_kernel  (2, 3)",
         "  plain    plain   0.5     second_bias    (2, 3)",
     ]
