@@ -3,22 +3,25 @@
     python examples/watch_training.py
     python examples/watch_training.py --quick
 
-Both runs are watched with the same eyes: AdamW by `Sage(guide=False)`, which measures and leaves
-the training alone. Each run's `SensitivityLogger` reports every few steps. Afterwards the weights
-that matter least on training data are set to zero, more and more of them, and the validation data
-tell what that costs. Logs and a page about both runs, report.html, are under results/.
+Both runs are measured in the same way: AdamW by `Sage(guide=False)`, which measures and leaves the
+training alone. Each run's `SensitivityLogger` reports every few steps. Afterwards the weights that
+matter least on training data are set to zero, more and more of them, and the validation data show
+what that costs. Logs and a page about both runs, report.html, are under results/.
 """
 
 import re
 
+from common import make_parser, parse, positive_integer, print_rows, stop
+from common.comparison import compile_classifier, recipe
+from common.datasets import movie_snippets
 from common.downloads import UnavailableError
-from common.encoders import minilm_folder
-from common.failures import stop
-from common.fine_tuning import add_arguments, compiled_classifier, load_preprocessor, tokenize
-from common.options import make_parser, parse, positive_integer
-from common.tables import print_rows
-from common.text import movie_snippets
-from common.training import recipe
+from common.encoders import (
+    add_arguments,
+    load_preprocessor,
+    minilm_folder,
+    text_classifier,
+    tokenize,
+)
 
 from sage_keras import TRANSFORMER_BLOCKS, Sage, analysis
 from sage_keras.callbacks import SensitivityLogger
@@ -53,7 +56,8 @@ def main(arguments=None):
         print(f"\n{name}", flush=True)
         log_dir = options.output / name
         remove_log(log_dir)
-        classifier = compiled_classifier(preset, len(data.class_names), optimizer, options.seed)
+        classifier = text_classifier(preset, len(data.class_names), options.seed)
+        compile_classifier(classifier, optimizer)
         optimizer.build(classifier.trainable_variables)  # so TensorFlow traces the step only once
         classifier.fit(
             training.shuffle(options.train_size, seed=options.seed).batch(options.batch_size),
@@ -130,9 +134,9 @@ def in_blocks(scores):
 def print_table(logs, curves):
     rows = [["run", "steps", "mean sensitivity", "redundant", "mean scale"]]
     for name, log in logs.items():
-        figures = {figure: values[-1] for figure, values in log.model.figures.items()}
-        share, scale = f"{figures['redundant_share']:.1%}", f"{figures['scale_mean']:.3f}"
-        rows.append([name, f"{log.steps[-1]}", f"{figures['mean']:.2e}", share, scale])
+        final = {key: values[-1] for key, values in log.model.figures.items()}
+        share, scale = f"{final['redundant_share']:.1%}", f"{final['scale_mean']:.3f}"
+        rows.append([name, f"{log.steps[-1]}", f"{final['mean']:.2e}", share, scale])
     print_rows(rows)
     rows = [["accuracy when pruned", *(f"{fraction:.0%}" for fraction in FRACTIONS)]]
     for name, curve in curves.items():
