@@ -53,23 +53,10 @@ def main(arguments=None):
 
     logs, curves = {}, {}
     for name, optimizer in make_optimizers(options).items():
-        print(f"\n{name}", flush=True)
-        log_dir = options.output / name
-        remove_log(log_dir)
         classifier = text_classifier(preset, len(data.class_names), options.seed)
         compile_classifier(classifier, optimizer)
-        optimizer.build(classifier.trainable_variables)  # so TensorFlow traces the step only once
-        classifier.fit(
-            training.shuffle(options.train_size, seed=options.seed).batch(options.batch_size),
-            validation_data=validation,
-            epochs=options.epochs,
-            shuffle=False,  # the data set does it
-            callbacks=[
-                SensitivityLogger(log_dir, update_freq=options.update_freq, groups=name_sublayer)
-            ],
-        )
+        logs[name] = train(classifier, name, training, validation, options)
         analysis.summary(classifier)
-        logs[name] = analysis.read_log(log_dir)
         curves |= prune(classifier, name, training.batch(options.batch_size), validation)
 
     print_table(logs, curves)
@@ -92,6 +79,24 @@ def make_optimizers(options):
         "AdamW": make(options.learning_rate, guide=False),
         "Sage": make(options.sage_learning_rate, guide=True),
     }
+
+
+def train(classifier, name, training, validation, options):
+    """Trains a compiled classifier, and returns the log of it."""
+    print(f"\n{name}", flush=True)
+    log_dir = options.output / name
+    remove_log(log_dir)
+    # Now, so that TensorFlow traces the step only once.
+    classifier.optimizer.build(classifier.trainable_variables)
+    logger = SensitivityLogger(log_dir, update_freq=options.update_freq, groups=name_sublayer)
+    classifier.fit(
+        training.shuffle(options.train_size, seed=options.seed).batch(options.batch_size),
+        validation_data=validation,
+        epochs=options.epochs,
+        shuffle=False,  # the data set does it
+        callbacks=[logger],
+    )
+    return analysis.read_log(log_dir)
 
 
 def remove_log(log_dir):
