@@ -5,6 +5,7 @@ backend has about a third of them. On the others it makes its first step, which 
 has. With `--extended`, those that fine-tune an encoder also run on a real one.
 """
 
+import contextlib
 import pathlib
 import re
 import subprocess
@@ -24,6 +25,21 @@ def whole_job(backend):
         keras.backend.backend() != backend,
         reason=f"the whole job runs on {backend}; here it makes its first step",
     )
+
+
+@contextlib.contextmanager
+def uncompiled():
+    """Has TensorFlow run a model's steps as they stand, as torch does. JAX cannot."""
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
 
 
 def run_example(script, output, *arguments):

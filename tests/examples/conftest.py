@@ -56,19 +56,10 @@ def tiny_text(tiny_preset, monkeypatch):
     return use_in
 
 
-@pytest.fixture
-def eagerly():
-    """Has the steps of a model run operation by operation, with nothing to be compiled first."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        tf.config.run_functions_eagerly(True)
-        yield
-        tf.config.run_functions_eagerly(False)
-    elif keras.backend.backend() == "jax":
+@pytest.fixture(scope="session", autouse=True)
+def quick_compilation():
+    """JAX compiles these small models for seconds, and runs them for none."""
+    if keras.backend.backend() == "jax":
         import jax
 
-        with jax.disable_jit():
-            yield
-    else:
-        yield
+        jax.config.update("jax_disable_most_optimizations", True)

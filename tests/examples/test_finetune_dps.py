@@ -6,9 +6,10 @@ import re
 import finetune_dps
 import numpy as np
 import pytest
-from example_runs import stopped
+from example_runs import stopped, whole_job
 from matplotlib.image import imread
 
+pytestmark = whole_job("torch")
 MADE_UP = [0.25, 0.75]
 
 

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 import train_translation
-from common.translations import Translations, interface_strings, tfds_translations
-from common.translator import END, PAD, START, BeamSearch, Tokenizer, Translator
-from example_runs import parse_table, run_example, stopped
+from common.datasets import Translations, interface_strings, tfds_translations
+from example_runs import parse_table, run_here, stopped, whole_job
 from keras import ops
 from matplotlib.image import imread
+from train_translation import END, PAD, START, BeamSearch, Tokenizer, Translator
+
+pytestmark = whole_job("torch")
 
 
 class TinyTranslations(tfds.core.GeneratorBasedBuilder):
@@ -65,12 +67,16 @@ def log_probabilities(translator, source, target):
     return ops.convert_to_numpy(ops.log_softmax(logits))
 
 
-def test_quick_run_on_interface_strings(tmp_path):
-    output = run_example("train_translation.py", tmp_path, "--quick")
+def test_small_translators_learn_interface_strings(tmp_path, capsys):
+    arguments = ["--train-size", "400", "--validation-size", "30", "--epochs", "8"]
+    arguments += ["--width", "32", "--depth", "1", "--heads", "2", "--length", "12"]
+    arguments += ["--vocabulary-size", "400", "--beams", "2"]
+    arguments += ["--learning-rate", "1e-2", "--sage-learning-rate", "2e-2"]
+    output = run_here(train_translation, capsys, tmp_path, *arguments)
     table = parse_table(output)
     assert list(table) == ["AdamW", "Sage"]
     for row in table.values():
-        assert 2.0 < float(row["val loss"]) < 5.5  # log(600) is 6.4
+        assert 2.0 < float(row["val loss"]) < 5.5  # log(400) is 6.0
         assert 0.0 <= float(row["BLEU"]) < 40.0
         assert 5.0 < float(row["chrF"]) < 50.0
     assert table["AdamW"]["mean scale"] == "-"
