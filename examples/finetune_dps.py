@@ -197,6 +197,7 @@ class Start:
         Args:
             seed: Integer, which head and which dropout.
         """
+        keras.utils.set_random_seed(seed)  # torch's dropout has no other
         for variable, value in zip(self._variables(), self._values):
             if variable.path.endswith("seed_generator_state"):
                 value = np.array([value[0] + seed, 0], dtype=value.dtype)

@@ -26,10 +26,10 @@ def test_adapters_learn_are_merged_and_saved(tmp_path, tiny_text, capsys):
     table = parse_table(output)
     assert list(table) == ["full fine-tuning", "LoRA"]
     # A block: four squares of 32, and 32 x 64 and back, with biases. Adapters of rank 8 on two of
-    # the squares; besides them their biases are trained, and the head of 32 x 2 + 2.
+    # the squares, by head; besides them their biases are trained, and the head of 32 x 2 + 2.
     block = 4 * (32 * 32 + 32) + (32 * 64 + 64) + (64 * 32 + 32)
     embeddings, norms, pooled, head = 32 * (12 + 16 + 2), 3 * 64, 32 * 32 + 32, 66
-    whole, adapters = block + embeddings + norms + pooled + head, 2 * 2 * 32 * 8
+    whole, adapters = block + embeddings + norms + pooled + head, 2 * (32 * 2 * 8 + 8 * 16)
     counts = {name: (row["trained"], row["guided"]) for name, row in table.items()}
     assert counts == {
         "full fine-tuning": (f"{whole:,}", f"{block:,}"),

@@ -68,15 +68,12 @@ def log_probabilities(translator, source, target):
 
 
 def test_small_translators_learn_interface_strings(tmp_path, capsys):
-    arguments = ["--train-size", "400", "--validation-size", "30", "--epochs", "8"]
-    arguments += ["--width", "32", "--depth", "1", "--heads", "2", "--length", "12"]
-    arguments += ["--vocabulary-size", "400", "--beams", "2"]
-    arguments += ["--learning-rate", "1e-2", "--sage-learning-rate", "2e-2"]
-    output = run_here(train_translation, capsys, tmp_path, *arguments)
+    arguments = ["--quick", "--train-size", "600", "--validation-size", "30", "--beams", "2"]
+    output = run_here(train_translation, capsys, tmp_path, *arguments, "--length", "12")
     table = parse_table(output)
     assert list(table) == ["AdamW", "Sage"]
     for row in table.values():
-        assert 2.0 < float(row["val loss"]) < 5.5  # log(400) is 6.0
+        assert 2.0 < float(row["val loss"]) < 5.5  # log(600) is 6.4
         assert 0.0 <= float(row["BLEU"]) < 40.0
         assert 5.0 < float(row["chrF"]) < 50.0
     assert table["AdamW"]["mean scale"] == "-"

@@ -10,7 +10,6 @@ from matplotlib.image import imread
 
 from sage_keras import Sage
 
-
 pytestmark = whole_job("jax")
 
 
