@@ -27,6 +27,13 @@ def whole_job(backend):
     )
 
 
+def first_step(home):
+    """Marks a test of an example's first steps: on all backends but that of its whole job."""
+    return pytest.mark.skipif(
+        keras.backend.backend() == home, reason="the whole job of it runs on this backend"
+    )
+
+
 @contextlib.contextmanager
 def uncompiled():
     """Has TensorFlow run a model's steps as they stand, as torch does. JAX cannot."""

@@ -15,7 +15,7 @@ MADE_UP = [0.25, 0.75]
 
 def options_of(output, preset):
     arguments = ["--quick", "--preset", preset, "--output", str(output)]
-    return [*arguments, "--sizes", "20", "40", "--seeds", "2", "--update-ratio", "0.1"]
+    return [*arguments, "--sizes", "20", "40", "--seeds", "2", "--update-ratio", "0.2"]
 
 
 def run(arguments, capsys):

@@ -19,9 +19,9 @@ pytestmark = whole_job("torch")
 
 
 def test_adapters_learn_are_merged_and_saved(tmp_path, tiny_text, capsys):
-    arguments = ["--train-size", "64", "--validation-size", "16", "--epochs", "5"]
-    arguments += ["--batch-size", "8", "--sequence-length", "8", "--learning-rate", "1e-2"]
-    arguments += ["--lora-learning-rate", "3e-2", "--text", "a good sentence"]
+    arguments = ["--train-size", "64", "--validation-size", "16", "--epochs", "8"]
+    arguments += ["--batch-size", "8", "--sequence-length", "8", "--learning-rate", "5e-3"]
+    arguments += ["--lora-learning-rate", "5e-2", "--text", "a good sentence"]
     output = run_here(tiny_text(finetune_lora), capsys, tmp_path, *arguments)
     table = parse_table(output)
     assert list(table) == ["full fine-tuning", "LoRA"]

@@ -95,7 +95,7 @@ def test_quick_run_on_real_text(tmp_path):
 
 def test_own_preset_and_sentence_pairs_of_tfds(tmp_path, tiny_preset, data_dir, capsys):
     arguments = ["--preset", tiny_preset, "--dataset", "tiny_pairs", "--data-dir", data_dir]
-    arguments += ["--sequence-length", "12", "--train-size", "128", "--validation-size", "64"]
+    arguments += ["--sequence-length", "12", "--train-size", "192", "--validation-size", "64"]
     arguments += ["--learning-rate", "0.005", "--sage-learning-rate", "0.01", "--epochs", "4"]
     arguments += ["--batch-size", "8", "--text", "a question", "a good sentence"]
     output = run_here(finetune_text, capsys, tmp_path, *arguments)

@@ -17,7 +17,7 @@ import watch_training
 from common.comparison import compile_classifier
 from common.datasets import Dataset, Images, Translations
 from common.encoders import load_preprocessor, text_classifier, tokenize
-from example_runs import tiny_sentences, uncompiled
+from example_runs import first_step, tiny_sentences, uncompiled
 
 STEPS = ["--epochs", "1", "--batch-size", "8"]
 SIZES = ["--train-size", "16", "--validation-size", "8", "--sequence-length", "8"]
@@ -35,6 +35,7 @@ def preprocessor(tiny_preset):
 
 
 DATA = tiny_sentences(16, 8)
+ARMS = finetune_dps.ARMS
 
 
 def assert_two_steps(model, loss, classes):
@@ -49,6 +50,7 @@ def assert_two_steps(model, loss, classes):
     assert 0 < np.median(sensitivities) < 0.1
 
 
+@first_step("torch")
 def test_finetune_text(tiny_preset, preprocessor):
     options = finetune_text.parse_arguments([*STEPS, *SIZES])
     _, sage = finetune_text.make_optimizers(options)
@@ -56,6 +58,7 @@ def test_finetune_text(tiny_preset, preprocessor):
     assert_two_steps(run.model, run.history["loss"][0], 2)
 
 
+@first_step("torch")
 def test_finetune_lora(tiny_preset, preprocessor):
     options = finetune_lora.parse_arguments([*STEPS, *SIZES])
     parts = [tokenize(preprocessor, part) for part in (DATA.train, DATA.validation)]
@@ -66,6 +69,7 @@ def test_finetune_lora(tiny_preset, preprocessor):
     assert int(run.model.optimizer.iterations) == 2
 
 
+@first_step("jax")
 def test_finetune_glue(tiny_preset, preprocessor):
     options = finetune_glue.parse_arguments([*STEPS, *SIZES, "--layer-decay", "0.9"])
     run = finetune_glue.train("Sage", tiny_preset, preprocessor, DATA, options)
@@ -73,6 +77,7 @@ def test_finetune_glue(tiny_preset, preprocessor):
     assert 0.0 <= run.history["val_F1"][0] <= 1.0
 
 
+@first_step("torch")
 def test_watch_training(tiny_preset, preprocessor, tmp_path):
     arguments = [*STEPS, *SIZES, "--update-freq", "1", "--output", str(tmp_path)]
     options = watch_training.parse_arguments(arguments)
@@ -85,7 +90,10 @@ def test_watch_training(tiny_preset, preprocessor, tmp_path):
     assert int(classifier.optimizer.iterations) == 2
 
 
-@pytest.mark.parametrize("arm", finetune_dps.ARMS)
+@first_step("torch")
+@pytest.mark.parametrize(
+    "arm", [*(pytest.param(arm, marks=pytest.mark.extended) for arm in ARMS[:-1]), ARMS[-1]]
+)
 def test_finetune_dps(arm, tiny_preset, preprocessor, tmp_path):
     arguments = [*STEPS, "--sequence-length", "8", "--seeds", "1", "--update-ratio", "0.5"]
     options = finetune_dps.parse_arguments(arguments)
@@ -97,6 +105,7 @@ def test_finetune_dps(arm, tiny_preset, preprocessor, tmp_path):
     assert runs[key]["loss"] == pytest.approx(np.log(2), rel=0.2)
 
 
+@first_step("torch")
 def test_train_translation():
     options = train_translation.parse_arguments(
         [*STEPS, "--width", "8", "--depth", "1", "--heads", "2", "--length", "8", "--beams", "2"]
@@ -111,6 +120,7 @@ def test_train_translation():
     assert_two_steps(run.model, run.history["loss"][0], tokenizer.vocabulary_size)
 
 
+@first_step("torch")
 def test_train_vit():
     options = train_vit.parse_arguments([*STEPS, "--width", "8", "--depth", "1", "--heads", "2"])
     pixels = np.random.default_rng(0).integers(0, 256, (16, 14, 14, 1)).astype("uint8")
@@ -121,6 +131,7 @@ def test_train_vit():
     assert_two_steps(run.model, run.history["loss"][0], 2)
 
 
+@first_step("jax")
 def test_tune_with_keras_tuner():
     import keras_tuner
 

@@ -13,7 +13,7 @@ from modes import BACKEND
 from benchmarks import crashes
 
 WAY = {"tensorflow": "manager", "jax": "orbax", "torch": "backup"}[BACKEND]
-SETTINGS = ["--steps", "24", "--save-every", "4", "--update-freq", "2"]
+SETTINGS = ["--steps", "16", "--save-every", "4", "--update-freq", "2"]
 
 
 def train(output, *settings):
