@@ -173,7 +173,11 @@ def train(optimizer, missing, task, runs):
         examples = draw_examples(task.data.train, key["size"], key["seed"])
         in_order = all_epochs(examples, key["epochs"], key["batch_size"], key["seed"])
         batches = tokenize(task.preprocessor, in_order).batch(key["batch_size"])
-        classifier.fit(batches, shuffle=False, callbacks=callbacks)
+        # Torch's dropout has no other seed, and `fit` draws from it before it begins to train.
+        reseed = keras.callbacks.LambdaCallback(
+            on_train_begin=lambda logs, seed=key["seed"]: keras.utils.set_random_seed(seed)
+        )
+        classifier.fit(batches, shuffle=False, callbacks=[reseed, *callbacks])
         metrics = classifier.evaluate(validation, verbose=0, return_dict=True)
         seconds = time.perf_counter() - began
         runs.add(key, {"accuracy": metrics["accuracy"], "loss": metrics["loss"], "s": seconds})
@@ -197,7 +201,6 @@ class Start:
         Args:
             seed: Integer, which head and which dropout.
         """
-        keras.utils.set_random_seed(seed)  # torch's dropout has no other
         for variable, value in zip(self._variables(), self._values):
             if variable.path.endswith("seed_generator_state"):
                 value = np.array([value[0] + seed, 0], dtype=value.dtype)
