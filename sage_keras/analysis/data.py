@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops, tree
 
 from sage_keras import arguments
+from sage_keras.backend import dense_or_sparse_tensor, is_sparse, rows
 
 _KERAS_BATCH_SIZE = 32
 _KINDS = (
@@ -35,6 +36,7 @@ def check_data(data, batch_size=None):
         _length(data)
         return
     one_array = hasattr(data, "__array__") or isinstance(data, (str, bytes, dict))
+    one_array = one_array or is_sparse(data)
     no_batches = isinstance(data, list) and data and not isinstance(data[0], (tuple, list))
     if one_array or no_batches or not hasattr(data, "__iter__"):
         raise TypeError(f"Argument `data` must be {_KINDS}. Received: {type(data).__name__}")
@@ -71,21 +73,24 @@ def read_examples(batch):
 def to_tensors(batch):
     """The batch as tensors of the backend."""
     return tree.map_structure(
-        lambda leaf: None if leaf is None else ops.convert_to_tensor(leaf), batch
+        lambda leaf: None if leaf is None else dense_or_sparse_tensor(leaf), batch
     )
 
 
 def _readable(batch):
     # A backend takes no other backend's tensors; they all go by way of NumPy.
-    return tree.map_structure(
-        lambda leaf: leaf if leaf is None or ops.is_tensor(leaf) else np.asarray(leaf), batch
-    )
+    def read(leaf):
+        keep = leaf is None or ops.is_tensor(leaf) or is_sparse(leaf)
+        return leaf if keep else np.asarray(leaf)
+
+    return tree.map_structure(read, batch)
 
 
 def _cut(arrays, size):
     for start in range(0, _length(arrays), size):
         yield tree.map_structure(
-            lambda leaf, start=start: None if leaf is None else leaf[start : start + size], arrays
+            lambda leaf, start=start: None if leaf is None else rows(leaf, start, start + size),
+            arrays,
         )
 
 

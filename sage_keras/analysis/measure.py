@@ -1,7 +1,9 @@
 """The sensitivity of any compiled model's parameters on a set of data."""
 
 import functools
+import inspect
 import itertools
+import warnings
 from typing import Any
 
 import keras
@@ -18,6 +20,8 @@ from sage_keras.analysis.data import (
     to_tensors,
 )
 from sage_keras.annotations import Arrays
+from sage_keras.optimizers.base import find_optimizers
+from sage_keras.optimizers.dps.mixing import WeightMixing
 from sage_keras.paths import unique_paths
 
 
@@ -50,7 +54,8 @@ def measure_sensitivity(
         data: A tuple of arrays `(x, y)` or `(x, y, sample_weight)`, in which each may be a
             dict or list of arrays; a `tf.data.Dataset`; a `keras.utils.PyDataset`; a torch
             DataLoader; or any iterable of batches `(x, y)` or `(x, y, sample_weight)`. `x` is what
-            the model itself takes: of a keras-hub task, what its preprocessor returns.
+            the model itself takes: of a keras-hub task, what its preprocessor returns. Sparse
+            arrays reach the model as in `fit`: sparse on TensorFlow and JAX, dense on torch.
         batches: Int, how many batches to read, or `None` for all. Defaults to `None`.
         per: `"batch"`, or `"example"` for the gradients of single examples. Those are taken one
             by one, in as much memory as a batch of one needs: one backward pass for each example
@@ -86,6 +91,7 @@ def measure_sensitivity(
     """
     arguments.choice("per", per, ("batch", "example"))
     _check_model(model)
+    _warn_of_mixed_weights(model)
     check_data(data, batch_size)
     total = _total(count_batches(data, batch_size), batches)
 
@@ -143,7 +149,6 @@ def _compiled_sum(model):
 def _tensorflow_sum(model):
     import tensorflow as tf
 
-    @tf.function(reduce_retracing=True)
     def add(sums, batch, loss_scale):
         weights = [tf.convert_to_tensor(variable) for variable in model.trainable_variables]
         others = [tf.convert_to_tensor(variable) for variable in model.non_trainable_variables]
@@ -154,17 +159,19 @@ def _tensorflow_sum(model):
         gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]  # sparse ones
         return _add(sums, weights, gradients, loss, loss_scale)
 
-    return add
+    return add if model.run_eagerly else tf.function(add, reduce_retracing=True)
 
 
 def _jax_sum(model):
     import jax
 
-    @functools.partial(jax.jit, donate_argnums=0)
     def add(sums, weights, others, batch, loss_scale):
         value_and_gradients = jax.value_and_grad(_scaled_loss)
         loss, gradients = value_and_gradients(weights, model, others, batch, loss_scale)
         return _add(sums, weights, gradients, loss, loss_scale)
+
+    if not model.run_eagerly:
+        add = jax.jit(add, donate_argnums=0)
 
     def add_with_state(sums, batch, loss_scale):
         weights = [variable.value for variable in model.trainable_variables]
@@ -206,9 +213,10 @@ def _scaled_loss(weights, model, others, batch, loss_scale):
                 f"The model {model.name!r} has no loss to measure. Pass one to its `compile`, "
                 'such as model.compile(loss="mse").'
             )
-        loss = model.compute_loss(
-            x=x, y=y, y_pred=predicted, sample_weight=sample_weight, training=False
-        )
+        # As Keras calls it: `training` came with Keras 3.3, and an override may be older.
+        takes_training = "training" in inspect.signature(model.compute_loss).parameters
+        options = {"training": False} if takes_training else {}
+        loss = model.compute_loss(x, y, predicted, sample_weight, **options)
     return ops.multiply(loss, ops.cast(loss_scale, loss.dtype))
 
 
@@ -227,9 +235,21 @@ def _add(sums, weights, gradients, loss, loss_scale):
 
 def _loss_scale(model):
     optimizer = getattr(model, "optimizer", None)
-    if optimizer is None:
-        return 1.0
-    return float(optimizer.scale_loss(ops.ones((), "float32")))
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return float(optimizer.scale_loss(ops.ones((), "float32")))
+    # Not by `scale_loss`: an optimizer may take that for a step of training.
+    return float(getattr(optimizer, "loss_scale_factor", None) or 1.0)
+
+
+def _warn_of_mixed_weights(model):
+    mixed = [one for one in find_optimizers(model.optimizer, WeightMixing) if one.is_mixed]
+    if mixed:
+        warnings.warn(
+            f"The model {model.name!r} holds the mixed weights of {type(mixed[0]).__name__}, and "
+            "those are measured. To measure the true ones, do it inside "
+            "`with optimizer.true_weights():`.",
+            stacklevel=3,
+        )
 
 
 def _check_model(model):
@@ -270,7 +290,7 @@ def _check_read(read, measured, batches):
     if not measured:
         raise ValueError(
             "Argument `data` is empty: there is nothing to measure. An iterator that was read "
-            "before has to be made anew."
+            "before has to be made again."
         )
 
 
