@@ -270,7 +270,8 @@ def _variables(module, function):
 
 def _share(scope, variable, trainable):
     """A `keras.Variable` on top of a `tf.Variable`, under the same path below `scope`."""
-    *folders, name = (part for part in variable.name.split(":")[0].split("/") if part)
+    parts = [part for part in variable.name.split(":")[0].split("/") if part]
+    *folders, name = parts or ["variable"]
     with contextlib.ExitStack() as scopes:
         for folder in (scope, *folders):
             scopes.enter_context(keras.name_scope(folder))
