@@ -1,6 +1,5 @@
 """The sensitivity of any compiled model's parameters on a set of data."""
 
-import functools
 import inspect
 import itertools
 import warnings

@@ -152,7 +152,7 @@ def subclassed(*names):
 def test_decay_refuses_names_that_are_counted():
     with pytest.raises(ValueError, match=r"'dense_1'.*Keras makes up.*Dense\(\.\.\., name="):
         layerwise_decay(subclassed())
-    with pytest.raises(ValueError, match="'block_1'.*Keras makes up"):
+    with pytest.raises(ValueError, match=r"'block_1'.*Keras makes up"):
         layerwise_decay(subclassed(("embedding", None, None, None)))
     # The head has the whole rate, and needs no pattern.
     assert layerwise_decay(subclassed(("embedding", "block_0", "block_1", None)), 0.5) == {
