@@ -3,13 +3,19 @@
 import math
 import numbers
 import re
+from collections.abc import Mapping
+from typing import Any
+
+from sage_keras.annotations import Patterns
 
 _PATHS_SHOWN = 8
 
 
-def number(argument, value, low, high, example, low_included=False):
+def number(
+    argument: str, value: Any, low: float, high: float, example: str, low_included: bool = False
+) -> float:
     """`value` as a float, if it is a number between `low` and `high`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if not _is_real(value):
         raise TypeError(
             f"Argument `{argument}` must be a float, such as {example}. "
             f"Received: {argument}={value!r} (of type {type(value).__name__})"
@@ -24,9 +30,9 @@ def number(argument, value, low, high, example, low_included=False):
     return float(value)
 
 
-def share(argument, value, example):
+def share(argument: str, value: Any, example: float) -> float:
     """`value` as a float, if it is a number from 0 to 1, both included."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+    if not _is_real(value) or not 0 <= value <= 1:
         raise ValueError(
             f"Argument `{argument}` must be a number from 0 to 1, such as {example}. "
             f"Received: {argument}={value!r}"
@@ -34,7 +40,7 @@ def share(argument, value, example):
     return float(value)
 
 
-def integer(argument, value, low, example):
+def integer(argument: str, value: Any, low: int, example: int) -> int:
     """`value` as an int, if it is a whole number of at least `low`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(
@@ -49,7 +55,7 @@ def integer(argument, value, low, example):
     return int(value)
 
 
-def boolean(argument, value):
+def boolean(argument: str, value: Any) -> bool:
     """`value`, if it is True or False."""
     if not isinstance(value, bool):
         raise TypeError(
@@ -59,7 +65,7 @@ def boolean(argument, value):
     return value
 
 
-def optional_string(argument, value, example):
+def optional_string(argument: str, value: Any, example: str) -> str | None:
     """`value`, if it is None or a string."""
     if value is not None and not isinstance(value, str):
         raise TypeError(
@@ -69,7 +75,7 @@ def optional_string(argument, value, example):
     return value
 
 
-def patterns(argument, value):
+def patterns(argument: str, value: Any) -> tuple[str, ...] | None:
     """`value` as a tuple, if it is a list of regular expressions; None stays None."""
     if value is None:
         return None
@@ -88,7 +94,7 @@ def patterns(argument, value):
     return tuple(value)
 
 
-def factors(argument, value):
+def factors(argument: str, value: Any) -> dict[str, float]:
     """`value`, if it is a dict of regular expressions to finite numbers of at least 0."""
     wanted = f'a dict of regular expression to factor, such as {argument}={{"embedding": 0.1}}'
     if not isinstance(value, dict) or not all(isinstance(pattern, str) for pattern in value):
@@ -97,11 +103,7 @@ def factors(argument, value):
         raise ValueError(f"Argument `{argument}` must not be empty, but {wanted}.")
     for pattern, factor in value.items():
         _check_pattern(argument, pattern, value)
-        if (
-            isinstance(factor, bool)
-            or not isinstance(factor, numbers.Real)
-            or not 0 <= factor < math.inf
-        ):
+        if not _is_real(factor) or not 0 <= factor < math.inf:
             raise ValueError(
                 f"Argument `{argument}` must be {wanted}, with finite factors of at least 0. "
                 f"Received: {argument}={{{pattern!r}: {factor!r}}}"
@@ -134,14 +136,14 @@ def frequency(argument, value):
     return int(value)
 
 
-def batches(frequency):
+def batches(frequency: int | str) -> float:
     """How many batches a frequency stands for: infinitely many for "epoch"."""
     if isinstance(frequency, int):
         return frequency
     return {"epoch": math.inf, "batch": 1}[frequency]
 
 
-def choice(argument, value, allowed):
+def choice(argument: str, value: Any, allowed: tuple[str, ...]) -> str:
     """`value`, if it is one of the `allowed` strings."""
     if value not in allowed:
         listed = " or ".join(f'"{one}"' for one in allowed)
@@ -149,7 +151,7 @@ def choice(argument, value, allowed):
     return value
 
 
-def matches(argument, patterns, paths, default):
+def matches(argument: str, patterns: Patterns, paths: list[str], default: bool) -> list[bool]:
     """Which paths some pattern is found in, as a list of booleans; `default` for no patterns."""
     if patterns is None:
         return [default] * len(paths)
@@ -163,7 +165,9 @@ def matches(argument, patterns, paths, default):
     return matched
 
 
-def first_match(argument, values, paths, default):
+def first_match(
+    argument: str, values: Mapping[str, float], paths: list[str], default: float
+) -> list[float]:
     """For each path the value of the first pattern that is found in it, else `default`."""
     for pattern in values:
         if paths and not any(re.search(pattern, path) for path in paths):
@@ -178,14 +182,18 @@ def first_match(argument, values, paths, default):
     ]
 
 
-def listed(paths):
+def listed(paths: list[str]) -> str:
     """The first paths, each on a line of its own, and how many more there are."""
     more = len(paths) - _PATHS_SHOWN
     rest = [f"and {more} more"] if more > 0 else []
     return "".join(f"\n  {line}" for line in [*paths[:_PATHS_SHOWN], *rest])
 
 
-def _check_pattern(argument, pattern, received):
+def _is_real(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _check_pattern(argument: str, pattern: str, received: Any) -> None:
     try:
         re.compile(pattern)
     except re.error as error:

@@ -1,6 +1,7 @@
 """All that one backend needs and the others do not: Keras's own operations come first."""
 
 import contextlib
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,12 +22,12 @@ def to_dense(gradient):
     return tf.convert_to_tensor(gradient)
 
 
-def is_sparse(array):
+def is_sparse(array: Any) -> bool:
     """Whether an array is a sparse one of SciPy or a `tf.SparseTensor`, whatever the backend."""
     return hasattr(array, "tocsr") or type(array).__name__ == "SparseTensor"
 
 
-def rows(array, start, stop):
+def rows(array: Any, start: int, stop: int) -> Any:
     """Some rows of an array. Of the sparse ones, some cannot be sliced as they are."""
     if not is_sparse(array):
         return array[start:stop]
@@ -39,7 +40,7 @@ def rows(array, start, stop):
     return tf.sparse.slice(array, begin, [stop - start, *array.shape[1:]])
 
 
-def dense_or_sparse_tensor(array):
+def dense_or_sparse_tensor(array: Any) -> Any:
     """An array as a tensor of the backend, sparse where Keras's `fit` would make it so."""
     backend = keras.backend.backend()
     if not is_sparse(array) or (backend == "tensorflow" and ops.is_tensor(array)):

@@ -1,13 +1,15 @@
 """Groups of a model's variables: by layer, by pattern, or by a function of one's own."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn, TypeAlias
 
 import keras
 
 from sage_keras import arguments
 from sage_keras.annotations import Groups, Variable
 
+_Grouped: TypeAlias = dict[str, list[Variable]]
 _WANTED = (
     'a dict of group name to regular expression, such as {"attention": "attention"}, or a function '
     "of a variable that returns the name of its group, a string, or None for no group"
@@ -87,15 +89,15 @@ def group_positions(
     return members
 
 
-def _by_layer(model, variables):
-    owners = {}
+def _by_layer(model: keras.Model, variables: list[Variable]) -> _Grouped:
+    owners: dict[int, str] = {}
     for name, layer in _layers(model):
         for variable in layer.trainable_variables:
             owners.setdefault(id(variable), name)
     return _by_name([owners.get(id(variable), model.name) for variable in variables], variables)
 
 
-def _layers(model, prefix=""):
+def _layers(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for layer in model.layers:
         name = prefix + layer.name
         if getattr(layer, "layers", None):
@@ -103,8 +105,8 @@ def _layers(model, prefix=""):
         yield name, layer
 
 
-def _by_pattern(groups, variables):
-    grouped = {}
+def _by_pattern(groups: dict[str, str], variables: list[Variable]) -> _Grouped:
+    grouped: _Grouped = {}
     for name, pattern in groups.items():
         if not isinstance(pattern, str):
             raise TypeError(
@@ -128,8 +130,8 @@ def _by_pattern(groups, variables):
     return grouped
 
 
-def _by_name(names, variables):
-    grouped = {}
+def _by_name(names: list[str | None], variables: list[Variable]) -> _Grouped:
+    grouped: _Grouped = {}
     for name, variable in zip(names, variables):
         if name is None:
             continue
@@ -139,7 +141,7 @@ def _by_name(names, variables):
     return grouped
 
 
-def _check_name(name, kind):
+def _check_name(name: Any, kind: str) -> None:
     if not isinstance(name, str):
         _refuse_name(name)
     try:
@@ -151,7 +153,7 @@ def _check_name(name, kind):
         ) from error
 
 
-def _refuse_name(name):
+def _refuse_name(name: Any) -> NoReturn:
     raise TypeError(
         f"Argument `groups` must be {_WANTED}. Received the name {name!r} (of type "
         f"{type(name).__name__})"

@@ -3,7 +3,8 @@
 import inspect
 import itertools
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeAlias
 
 import keras
 import numpy as np
@@ -12,16 +13,20 @@ from keras import ops
 from sage_keras import arguments
 from sage_keras import sensitivity as measure
 from sage_keras.analysis.data import (
+    Batch,
     check_data,
     count_batches,
     read_batches,
     read_examples,
     to_tensors,
 )
-from sage_keras.annotations import Arrays
+from sage_keras.annotations import Arrays, Tensor
 from sage_keras.optimizers.base import find_optimizers
 from sage_keras.optimizers.dps.mixing import WeightMixing
 from sage_keras.paths import unique_paths
+
+_Added: TypeAlias = tuple[list[Tensor], Tensor, Tensor]  # sums, loss, whether it was added
+_Sum: TypeAlias = Callable[[list[Tensor], Batch, Tensor], _Added]
 
 
 def measure_sensitivity(
@@ -118,12 +123,14 @@ def measure_sensitivity(
     return dict(zip(unique_paths(variables), means))
 
 
-def _divide(array, count):
+def _divide(array: np.ndarray, count: int) -> np.ndarray:
     # NumPy makes numbers of arrays without dimensions, and before 2.0 float64 ones.
     return np.asarray(np.divide(array, count, dtype=array.dtype))
 
 
-def _add_unless_overflown(add, sums, batch, loss_scale):
+def _add_unless_overflown(
+    add: _Sum, sums: list[Tensor], batch: Batch, loss_scale: float
+) -> tuple[list[Tensor], float, float]:
     while True:
         sums, loss, added = add(sums, batch, ops.convert_to_tensor(loss_scale, "float32"))
         if bool(added):
@@ -131,7 +138,7 @@ def _add_unless_overflown(add, sums, batch, loss_scale):
         loss_scale /= 2
 
 
-def _compiled_sum(model):
+def _compiled_sum(model: keras.Model) -> _Sum:
     """A function that adds one batch's sensitivities to their sums, compiled where that helps.
 
     Keras has no gradient of its own, so that each backend's stands here: called with the sums, a
@@ -145,10 +152,10 @@ def _compiled_sum(model):
     return make[backend](model)
 
 
-def _tensorflow_sum(model):
+def _tensorflow_sum(model: keras.Model) -> _Sum:
     import tensorflow as tf
 
-    def add(sums, batch, loss_scale):
+    def add(sums: list[Tensor], batch: Batch, loss_scale: Tensor) -> _Added:
         weights = [tf.convert_to_tensor(variable) for variable in model.trainable_variables]
         others = [tf.convert_to_tensor(variable) for variable in model.non_trainable_variables]
         with tf.GradientTape() as tape:
@@ -161,10 +168,16 @@ def _tensorflow_sum(model):
     return add if model.run_eagerly else tf.function(add, reduce_retracing=True)
 
 
-def _jax_sum(model):
+def _jax_sum(model: keras.Model) -> _Sum:
     import jax
 
-    def add(sums, weights, others, batch, loss_scale):
+    def add(
+        sums: list[Tensor],
+        weights: list[Tensor],
+        others: list[Tensor],
+        batch: Batch,
+        loss_scale: Tensor,
+    ) -> _Added:
         value_and_gradients = jax.value_and_grad(_scaled_loss)
         loss, gradients = value_and_gradients(weights, model, others, batch, loss_scale)
         return _add(sums, weights, gradients, loss, loss_scale)
@@ -172,7 +185,7 @@ def _jax_sum(model):
     if not model.run_eagerly:
         add = jax.jit(add, donate_argnums=0)
 
-    def add_with_state(sums, batch, loss_scale):
+    def add_with_state(sums: list[Tensor], batch: Batch, loss_scale: Tensor) -> _Added:
         weights = [variable.value for variable in model.trainable_variables]
         others = [variable.value for variable in model.non_trainable_variables]
         return add(sums, weights, others, batch, loss_scale)
@@ -180,23 +193,29 @@ def _jax_sum(model):
     return add_with_state
 
 
-def _torch_sum(model):
+def _torch_sum(model: keras.Model) -> _Sum:
     import torch
 
-    def add(sums, batch, loss_scale):
+    def add(sums: list[Tensor], batch: Batch, loss_scale: Tensor) -> _Added:
         weights = [variable.value for variable in model.trainable_variables]
         others = [variable.value for variable in model.non_trainable_variables]
         with torch.enable_grad():
             loss = _scaled_loss(weights, model, others, batch, loss_scale)
         # Unlike backward(), this leaves the parameters' own .grad alone.
-        gradients = torch.autograd.grad(loss, weights, materialize_grads=True)
+        gradients = list(torch.autograd.grad(loss, weights, materialize_grads=True))
         with torch.no_grad():
             return _add(sums, weights, gradients, loss, loss_scale)
 
     return add
 
 
-def _scaled_loss(weights, model, others, batch, loss_scale):
+def _scaled_loss(
+    weights: list[Tensor],
+    model: keras.Model,
+    others: list[Tensor],
+    batch: Batch,
+    loss_scale: Tensor,
+) -> Tensor:
     """The compiled loss of a batch, as a function of the weights that changes no variable."""
     x, y, sample_weight = batch
     variables = model.trainable_variables + model.non_trainable_variables
@@ -219,7 +238,13 @@ def _scaled_loss(weights, model, others, batch, loss_scale):
     return ops.multiply(loss, ops.cast(loss_scale, loss.dtype))
 
 
-def _add(sums, weights, gradients, loss, loss_scale):
+def _add(
+    sums: list[Tensor],
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    loss: Tensor,
+    loss_scale: Tensor,
+) -> _Added:
     added = loss_scale <= 1.0  # a gradient without scale that overflows is reported, not hidden
     values = []
     finite = []
@@ -232,7 +257,7 @@ def _add(sums, weights, gradients, loss, loss_scale):
     return sums, ops.divide(loss, ops.cast(loss_scale, loss.dtype)), added
 
 
-def _loss_scale(model):
+def _loss_scale(model: keras.Model) -> float:
     optimizer = getattr(model, "optimizer", None)
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return float(optimizer.scale_loss(ops.ones((), "float32")))
@@ -240,7 +265,7 @@ def _loss_scale(model):
     return float(getattr(optimizer, "loss_scale_factor", None) or 1.0)
 
 
-def _warn_of_mixed_weights(model):
+def _warn_of_mixed_weights(model: keras.Model) -> None:
     mixed = [one for one in find_optimizers(model.optimizer, WeightMixing) if one.is_mixed]
     if mixed:
         warnings.warn(
@@ -251,7 +276,7 @@ def _warn_of_mixed_weights(model):
         )
 
 
-def _check_model(model):
+def _check_model(model: Any) -> None:
     if not isinstance(model, keras.Model):
         raise TypeError(
             f"Argument `model` must be a `keras.Model`. Received: {type(model).__name__}"
@@ -270,7 +295,7 @@ def _check_model(model):
         raise ValueError(f"The model {model.name!r} has no trainable variables to measure.")
 
 
-def _total(available, batches):
+def _total(available: float | None, batches: int | None) -> float | None:
     if batches is None:
         if available == float("inf"):
             raise ValueError(
@@ -283,7 +308,7 @@ def _total(available, batches):
     return batches
 
 
-def _check_read(read, measured, batches):
+def _check_read(read: int, measured: int, batches: int | None) -> None:
     if batches is not None and read < batches:
         _refuse_too_few(read, batches)
     if not measured:
@@ -293,7 +318,7 @@ def _check_read(read, measured, batches):
         )
 
 
-def _refuse_too_few(available, batches):
+def _refuse_too_few(available: float, batches: int) -> NoReturn:
     raise ValueError(
         f"Argument `batches` asks for more than there is: `data` has {available} batches. "
         f"Write batches=None for all of them. Received: batches={batches}"

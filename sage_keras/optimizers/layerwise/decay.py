@@ -1,6 +1,8 @@
 """The learning rates of fine-tuning, which fall with the distance from the head."""
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 
@@ -57,7 +59,9 @@ def layerwise_decay(model: keras.Model, decay: float = 0.9) -> dict[str, float]:
     factors = {path: decay ** (blocks + 1 - depth) for path, depth in depths.items()}
 
     paths = [variable.path for variable in model.trainable_variables]
-    in_blocks, outside, layers = {}, {}, set()
+    in_blocks: dict[str, float] = {}
+    outside: dict[str, float] = {}
+    layers: set[str] = set()
     for path in paths:
         block = re.search(_BLOCK, path)
         if block:
@@ -82,9 +86,11 @@ def layerwise_decay(model: keras.Model, decay: float = 0.9) -> dict[str, float]:
     return multipliers
 
 
-def _depths(model):
+def _depths(model: keras.Model) -> tuple[dict[str, int], int]:
     """The depth of each weight by path, from 0 for embeddings, and the number of blocks."""
-    blocks, inside, outside = {}, {}, {}
+    blocks: dict[str, int] = {}
+    inside: dict[str, int] = {}
+    outside: dict[str, int] = {}
     for variable in model.weights:
         path = variable.path
         block = re.search(_BLOCK, path)
@@ -104,7 +110,7 @@ def _depths(model):
     return inside | outside, count
 
 
-def _check_names(model, names):
+def _check_names(model: keras.Model, names: set[str]) -> None:
     """Refuses names that are no identity: Keras counted them, and nothing keeps them.
 
     A name without a number needs no check. It is that of the first layer of its class; in another
@@ -117,8 +123,8 @@ def _check_names(model, names):
         kept = set()
     every = {layer.name for layer in layers}
     for layer in layers:
-        stem, number = re.fullmatch(r"(.*?)(_\d+)?", layer.name).groups()
-        counted = number and stem.replace("_", "") == type(layer).__name__.lower()
+        stem = re.sub(r"_\d+$", "", layer.name)
+        counted = stem != layer.name and stem.replace("_", "") == type(layer).__name__.lower()
         by_hand = f"{stem}_0" in every  # Keras begins without a number, and goes on with 1
         if counted and not by_hand and layer.name in names and layer.name not in kept:
             raise ValueError(
@@ -130,7 +136,7 @@ def _check_names(model, names):
             )
 
 
-def _names(config):
+def _names(config: Any) -> Iterator[str]:
     """The names of all layers in a configuration."""
     if isinstance(config, dict):
         if isinstance(config.get("name"), str):
