@@ -111,11 +111,10 @@ def factors(argument: str, value: Any) -> dict[str, float]:
     return {pattern: float(factor) for pattern, factor in value.items()}
 
 
-def probabilities(argument, value):
+def probabilities(argument: str, value: Any) -> tuple[float, ...]:
     """`value` as a tuple of floats, if it is a list of numbers from 0 to 1."""
     if not isinstance(value, (list, tuple)) or not all(
-        isinstance(one, numbers.Real) and not isinstance(one, bool) and 0 <= one <= 1
-        for one in value
+        _is_real(one) and 0 <= one <= 1 for one in value
     ):
         raise ValueError(
             f"Argument `{argument}` must be a list of numbers from 0 to 1, such as "
@@ -124,10 +123,10 @@ def probabilities(argument, value):
     return tuple(float(one) for one in value)
 
 
-def frequency(argument, value):
+def frequency(argument: str, value: Any) -> int | str:
     """`value`, if it is "epoch", "batch" or a number of batches."""
     if value in ("epoch", "batch"):
-        return value
+        return str(value)
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(
             f'Argument `{argument}` must be "epoch", "batch" or a whole number of batches above '
@@ -143,7 +142,7 @@ def batches(frequency: int | str) -> float:
     return {"epoch": math.inf, "batch": 1}[frequency]
 
 
-def choice(argument: str, value: Any, allowed: tuple[str, ...]) -> str:
+def choice(argument: str, value: str, allowed: tuple[str, ...]) -> str:
     """`value`, if it is one of the `allowed` strings."""
     if value not in allowed:
         listed = " or ".join(f'"{one}"' for one in allowed)

@@ -100,7 +100,7 @@ def _cut(arrays: Any, size: int) -> Iterator[Any]:
 
 def _length(arrays: Any) -> int:
     shapes: list[Any] = [np.shape(leaf) for leaf in tree.flatten(arrays) if leaf is not None]
-    lengths = {shape[0] if shape else None for shape in shapes}
+    lengths: set[Any] = {shape[0] if shape else None for shape in shapes}
     if len(lengths) != 1 or None in lengths:
         raise ValueError(
             "Argument `data`: all arrays must have the same first dimension, the number of "
