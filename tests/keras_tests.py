@@ -72,7 +72,8 @@ def run(files, swapped):
     with tempfile.TemporaryDirectory() as folder:
         results = pathlib.Path(folder) / "results.json"
         environment = os.environ | {RESULTS: str(results), SWAP: "1" if swapped else ""}
-        command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", folder]
+        command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull]
+        command += ["--rootdir", os.path.commonpath([path.parent for path in files])]
         command += ["-p", "tests.keras_tests", "-p", "no:cacheprovider", "-p", "no:xdist"]
         command += ["--import-mode", "importlib", "--tb", "line", "-W", "ignore"]
         command += ["-o", "markers=requires_trainable_backend", *map(str, files)]
@@ -85,7 +86,7 @@ def run(files, swapped):
 def passed_by_file(results):
     passed = collections.Counter()
     for name, outcome in results.items():
-        passed[name.split("::")[0].split("keras/src/")[-1]] += outcome == "passed"
+        passed[name.split("::")[0]] += outcome == "passed"
     return passed
 
 
