@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from sage_keras.annotations import Tensor, Variable
@@ -22,6 +23,50 @@ def to_dense(gradient: Tensor) -> Tensor:
     import tensorflow as tf
 
     return tf.convert_to_tensor(gradient)
+
+
+def is_sparse(array: Any) -> bool:
+    """Whether an array is a sparse one of SciPy or a `tf.SparseTensor`, whatever the backend."""
+    return hasattr(array, "tocsr") or type(array).__name__ == "SparseTensor"
+
+
+def rows(array: Any, start: int, stop: int) -> Any:
+    """Some rows of an array. Of the sparse ones, some cannot be sliced as they are."""
+    if not is_sparse(array):
+        return array[start:stop]
+    if hasattr(array, "tocsr"):
+        return array.tocsr()[start:stop]
+    import tensorflow as tf
+
+    stop = min(stop, array.shape[0])
+    begin = [start] + [0] * (len(array.shape) - 1)
+    return tf.sparse.slice(array, begin, [stop - start, *array.shape[1:]])
+
+
+def dense_or_sparse_tensor(array: Any) -> Any:
+    """An array as a tensor of the backend, sparse where Keras's `fit` would make it so."""
+    backend = keras.backend.backend()
+    if not is_sparse(array) or (backend == "tensorflow" and ops.is_tensor(array)):
+        return ops.convert_to_tensor(array)
+    if hasattr(array, "tocoo"):
+        array = array.tocoo()
+        indices, values = np.stack([array.row, array.col], axis=1), array.data
+    else:
+        indices, values = np.asarray(array.indices), np.asarray(array.values)
+    shape = tuple(array.shape)
+    if values.dtype.kind == "f":
+        values = values.astype(keras.backend.floatx())
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.SparseTensor(indices, values, shape)
+    if backend == "jax":
+        from jax.experimental import sparse
+
+        return sparse.BCOO((values, indices), shape=shape)
+    dense = np.zeros(shape, values.dtype)
+    np.add.at(dense, tuple(indices.T), values)
+    return ops.convert_to_tensor(dense)
 
 
 def cond(condition: Tensor, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:

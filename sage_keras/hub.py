@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import os
 import warnings
+from typing import Any
 
 import keras
 
@@ -62,7 +63,14 @@ class HubLayer(keras.layers.Layer):
     ```
     """
 
-    def __init__(self, handle, trainable=True, signature=None, output_key=None, **kwargs):
+    def __init__(
+        self,
+        handle: str | os.PathLike[str],
+        trainable: bool = True,
+        signature: str | None = None,
+        output_key: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         hub = _require_hub()
         # The functions of a module are fixed: inputs of other floats are cast to what they take.
         kwargs.setdefault("dtype", "float32")
@@ -89,7 +97,7 @@ class HubLayer(keras.layers.Layer):
         self.trainable = trainable  # not before there are variables, which take it over
         self._has_gradients = False
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: Any, training: bool = False) -> Any:
         """Calls the module.
 
         Args:
@@ -108,16 +116,16 @@ class HubLayer(keras.layers.Layer):
                 self.add_loss(loss())
         return outputs
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the configuration: the handle, and not the module itself."""
-        config = super().get_config()
+        config: dict[str, Any] = super().get_config()
         config.update(
             {"handle": self.handle, "signature": self.signature, "output_key": self.output_key}
         )
         return config
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "HubLayer":
         """Makes the layer from its configuration, unless Keras is in safe mode."""
         # The same flag as for Lambda and TFSMLayer, which Keras hands to no one else.
         from keras.src.saving.serialization_lib import in_safe_mode
@@ -130,7 +138,7 @@ class HubLayer(keras.layers.Layer):
             )
         return cls(**config)
 
-    def _find_function(self):
+    def _find_function(self) -> Any:
         names = sorted(getattr(self._module, "signatures", ()))
         if self.signature is None:
             if not callable(self._module):
@@ -146,7 +154,7 @@ class HubLayer(keras.layers.Layer):
             )
         return self._module.signatures[self.signature]
 
-    def _run(self, inputs, training):
+    def _run(self, inputs: Any, training: bool) -> Any:
         if self.signature is not None:
             outputs = self._function(**self._by_name(inputs))
         elif self._takes_training:
@@ -163,7 +171,7 @@ class HubLayer(keras.layers.Layer):
             )
         return outputs[self.output_key]
 
-    def _by_name(self, inputs):
+    def _by_name(self, inputs: Any) -> dict[str, Any]:
         """The inputs of a signature, which takes its tensors by name."""
         names = sorted(self._function.structured_input_signature[1])
         if not isinstance(inputs, dict) and len(names) == 1:
@@ -176,14 +184,14 @@ class HubLayer(keras.layers.Layer):
             )
         return inputs
 
-    def _check_gradients(self, inputs):
+    def _check_gradients(self, inputs: Any) -> None:
         """Refuses to train a module through which no gradient comes; Keras would only warn."""
         import tensorflow as tf
 
         variables = [variable.value for variable in self._shared if variable.trainable]
-        found = []
+        found: list[Any] = []
 
-        def differentiate(inputs):
+        def differentiate(inputs: Any) -> None:
             outputs = tf.nest.flatten(self._run(inputs, training=True))
             outputs = [output for output in outputs if output.dtype.is_floating]
             found.extend(tf.gradients(outputs, variables) if outputs else [])
@@ -204,11 +212,11 @@ class HubLayer(keras.layers.Layer):
             ) from reason
         self._has_gradients = True
 
-    def _which(self):
+    def _which(self) -> str:
         return "" if self.signature is None else f" under the signature {self.signature!r}"
 
 
-def _require_hub():
+def _require_hub() -> Any:
     """Imports tensorflow_hub, or says what it needs."""
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(
@@ -228,7 +236,7 @@ def _require_hub():
     return tensorflow_hub
 
 
-def _path_or_url(handle):
+def _path_or_url(handle: Any) -> str:
     if not isinstance(handle, (str, os.PathLike)):
         raise TypeError(
             "Argument `handle` must be a string, the URL or the folder of a module, such as "
@@ -238,7 +246,7 @@ def _path_or_url(handle):
     return os.fspath(handle)
 
 
-def _load(hub, handle):
+def _load(hub: Any, handle: str) -> Any:
     import tensorflow as tf
 
     try:
@@ -250,7 +258,7 @@ def _load(hub, handle):
         ) from error
 
 
-def _variables(module, function):
+def _variables(module: Any, function: Any) -> list[list[Any]]:
     """A module's variables and its trainable ones, each once.
 
     Reusable SavedModels name theirs. Of others there is only what the function uses.
@@ -268,9 +276,10 @@ def _variables(module, function):
     ]
 
 
-def _share(scope, variable, trainable):
+def _share(scope: str, variable: Any, trainable: bool) -> keras.Variable:
     """A `keras.Variable` on top of a `tf.Variable`, under the same path below `scope`."""
-    *folders, name = (part for part in variable.name.split(":")[0].split("/") if part)
+    parts = [part for part in variable.name.split(":")[0].split("/") if part]
+    *folders, name = parts or ["variable"]
     with contextlib.ExitStack() as scopes:
         for folder in (scope, *folders):
             scopes.enter_context(keras.name_scope(folder))

@@ -68,15 +68,45 @@ def test_by_pattern_and_by_function():
     assert {name: len(group) for name, group in by_function.items()} == {"bias": 2}
 
 
+def chosen(name):
+    """Groups in which one variable has this name, and the others have none."""
+    return lambda variable: name if variable.path.endswith("first/bias") else None
+
+
+DAMAGED = "\ud800"  # half of a character: no text file can hold it
+
+
 @pytest.mark.parametrize(
     ("groups", "error", "message"),
     [
-        ("kernel", TypeError, "groups='kernel'"),
-        ({"all": 3}, TypeError, r"groups=\[3\]"),
-        ({"all": "("}, ValueError, "malformed regular expression"),
-        ({"all": "no_such"}, ValueError, "`groups` matches no variable"),
+        ("kernel", TypeError, "dict of group name to regular expression.*groups='kernel'"),
+        ({"all": 3}, TypeError, r"dict of group name.*groups=\{'all': 3\}"),
+        ({"all": "("}, ValueError, r"malformed regular expression.*groups=\{'all': '\('\}"),
+        (
+            {"all": "no_such"},
+            ValueError,
+            r"pattern that matches no trainable variable.*groups=\{'all': 'no_such'\}[\s\S]*shared",
+        ),
+        ({}, ValueError, r"no variable into a group.*groups=\{\}"),
+        (lambda variable: None, ValueError, "no variable into a group.*groups=<function"),
+        (chosen(("a", "b")), TypeError, r"name \('a', 'b'\) \(of type tuple\)"),
+        (chosen(b"a"), TypeError, r"name b'a' \(of type bytes\)"),
+        (chosen(float("nan")), TypeError, r"name nan \(of type float\)"),
+        ({b"a": "kernel"}, TypeError, r"name b'a' \(of type bytes\)"),
+        (chosen(DAMAGED), ValueError, r"group '\\ud800' has a name that cannot be written"),
+        ({DAMAGED: "kernel"}, ValueError, r"group '\\ud800' has a name that cannot be written"),
     ],
 )
 def test_refuses(groups, error, message):
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=rf"Argument `groups`.*{message}") as caught:
         group_variables(nested_model(), groups)
+    assert "include" not in str(caught.value)
+
+
+def test_refuses_layers_whose_names_no_file_can_hold():
+    dense = keras.layers.Dense(1)
+    model = keras.Sequential([keras.Input((2,)), dense])
+    dense.name = DAMAGED  # now: TensorFlow would build no such layer, the others do
+    with pytest.raises(ValueError, match=r"`groups`: the layer '\\ud800' has a name"):
+        group_variables(model)
+    assert list(group_variables(model, {"all": "."})) == ["all"]

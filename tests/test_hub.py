@@ -155,13 +155,33 @@ def make_constant():
     return module, {"doubled": module.__call__}
 
 
+def make_mixed(*names):
+    """Outputs of which only one has gradients."""
+
+    class Mixed(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.kernels = [
+                tf.Variable(tf.ones((3, 2)), name=name) for name in names or ("kernel",)
+            ]
+
+        @tf.function(input_signature=[tf.TensorSpec((None, 3))])
+        def __call__(self, inputs):
+            total = inputs @ tf.add_n(self.kernels)
+            ids = tf.argmax(total, axis=1)
+            return {"total": total, "ids": ids, "words": tf.gather(WORDS, ids)}
+
+    return Mixed(), None
+
+
 def data(rows=32):
     x = np.random.default_rng(1).normal(size=(rows, 3)).astype("float32")
     return x, x.sum(axis=1, keepdims=True)
 
 
 def classifier(layer, inputs=None):
-    """A model of the layer and a head."""
+    """A model of the layer and a head, the same on every run."""
+    keras.utils.set_random_seed(0)
     inputs = keras.Input((3,)) if inputs is None else inputs
     return keras.Model(inputs, keras.layers.Dense(1, name="head")(layer(inputs)))
 
@@ -263,6 +283,33 @@ def test_dict_inputs_and_output_key(modules):
         "total": (32, 2),
         "first": (32, 1),
     }
+
+
+@tensorflow_only
+def test_variables_without_names_get_one(monkeypatch):
+    module, _ = make_mixed("/", "//", ":0", "a//b/")  # TensorFlow itself saves no such names
+    monkeypatch.setattr("tensorflow_hub.load", lambda handle: module)
+    layer = HubLayer("nameless", output_key="total", name="hub")
+    assert [variable.path for variable in layer.variables] == [*3 * ["hub/variable"], "hub/a/b"]
+    model = classifier(layer)
+    before = [to_numpy(variable) for variable in model.variables]
+    fit(model, *data())
+    assert all(np.abs(to_numpy(v) - old).min() > 1e-4 for v, old in zip(model.variables, before))
+
+
+@tensorflow_only
+def test_outputs_without_gradients_do_not_hinder_the_others(modules):
+    layer = HubLayer(modules("mixed"))
+    with tf.GradientTape() as tape:
+        outputs = layer(data()[0], training=True)
+        loss = tf.reduce_sum(outputs["total"])
+    assert {name: output.dtype for name, output in outputs.items()} == {
+        "total": "float32",
+        "ids": "int64",
+        "words": "string",
+    }
+    [gradient] = tape.gradient(loss, layer._module.kernels)
+    np.testing.assert_allclose(to_numpy(gradient)[:, 0], data()[0].sum(axis=0), rtol=1e-5)
 
 
 @tensorflow_only

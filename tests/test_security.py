@@ -173,3 +173,14 @@ def test_hostile_names_stay_inside_the_log_and_the_events(tmp_path):
     by_layer = tmp_path / "by_layer"
     model.fit(x, y, callbacks=[SensitivityLogger(by_layer)], verbose=0)
     assert list(read_log(by_layer).groups) == [layer]
+
+
+def test_pattern_that_takes_forever_is_not_searched_without_compiling(tmp_path):
+    """docs/reliability.md: how to load a file of a stranger."""
+    dense = keras.layers.Dense(1, name="a" * 40)
+    model = keras.Sequential([keras.Input((1,)), dense])
+    model.compile(optimizer=Sage(include=["(a+)+$"]), loss="mse")  # not built: it would hang here
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
+    assert loaded.get_layer("a" * 40).count_params() == 2
+    assert not hasattr(loaded, "optimizer") or loaded.optimizer is None

@@ -1,8 +1,10 @@
 """The sensitivity of any compiled model's parameters on a set of data."""
 
-import functools
+import inspect
 import itertools
-from typing import Any
+import warnings
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeAlias
 
 import keras
 import numpy as np
@@ -11,14 +13,20 @@ from keras import ops
 from sage_keras import arguments
 from sage_keras import sensitivity as measure
 from sage_keras.analysis.data import (
+    Batch,
     check_data,
     count_batches,
     read_batches,
     read_examples,
     to_tensors,
 )
-from sage_keras.annotations import Arrays
+from sage_keras.annotations import Arrays, Tensor
+from sage_keras.optimizers.base import find_optimizers
+from sage_keras.optimizers.dps.mixing import WeightMixing
 from sage_keras.paths import unique_paths
+
+_Added: TypeAlias = tuple[list[Tensor], Tensor, Tensor]  # sums, loss, whether it was added
+_Sum: TypeAlias = Callable[[list[Tensor], Batch, Tensor], _Added]
 
 
 def measure_sensitivity(
@@ -50,7 +58,8 @@ def measure_sensitivity(
         data: A tuple of arrays `(x, y)` or `(x, y, sample_weight)`, in which each may be a
             dict or list of arrays; a `tf.data.Dataset`; a `keras.utils.PyDataset`; a torch
             DataLoader; or any iterable of batches `(x, y)` or `(x, y, sample_weight)`. `x` is what
-            the model itself takes: of a keras-hub task, what its preprocessor returns.
+            the model itself takes: of a keras-hub task, what its preprocessor returns. Sparse
+            arrays reach the model as in `fit`: sparse on TensorFlow and JAX, dense on torch.
         batches: Int, how many batches to read, or `None` for all. Defaults to `None`.
         per: `"batch"`, or `"example"` for the gradients of single examples. Those are taken one
             by one, in as much memory as a batch of one needs: one backward pass for each example
@@ -86,6 +95,7 @@ def measure_sensitivity(
     """
     arguments.choice("per", per, ("batch", "example"))
     _check_model(model)
+    _warn_of_mixed_weights(model)
     check_data(data, batch_size)
     total = _total(count_batches(data, batch_size), batches)
 
@@ -113,12 +123,14 @@ def measure_sensitivity(
     return dict(zip(unique_paths(variables), means))
 
 
-def _divide(array, count):
+def _divide(array: np.ndarray, count: int) -> np.ndarray:
     # NumPy makes numbers of arrays without dimensions, and before 2.0 float64 ones.
     return np.asarray(np.divide(array, count, dtype=array.dtype))
 
 
-def _add_unless_overflown(add, sums, batch, loss_scale):
+def _add_unless_overflown(
+    add: _Sum, sums: list[Tensor], batch: Batch, loss_scale: float
+) -> tuple[list[Tensor], float, float]:
     while True:
         sums, loss, added = add(sums, batch, ops.convert_to_tensor(loss_scale, "float32"))
         if bool(added):
@@ -126,7 +138,7 @@ def _add_unless_overflown(add, sums, batch, loss_scale):
         loss_scale /= 2
 
 
-def _compiled_sum(model):
+def _compiled_sum(model: keras.Model) -> _Sum:
     """A function that adds one batch's sensitivities to their sums, compiled where that helps.
 
     Keras has no gradient of its own, so that each backend's stands here: called with the sums, a
@@ -140,11 +152,10 @@ def _compiled_sum(model):
     return make[backend](model)
 
 
-def _tensorflow_sum(model):
+def _tensorflow_sum(model: keras.Model) -> _Sum:
     import tensorflow as tf
 
-    @tf.function(reduce_retracing=True)
-    def add(sums, batch, loss_scale):
+    def add(sums: list[Tensor], batch: Batch, loss_scale: Tensor) -> _Added:
         weights = [tf.convert_to_tensor(variable) for variable in model.trainable_variables]
         others = [tf.convert_to_tensor(variable) for variable in model.non_trainable_variables]
         with tf.GradientTape() as tape:
@@ -154,19 +165,27 @@ def _tensorflow_sum(model):
         gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]  # sparse ones
         return _add(sums, weights, gradients, loss, loss_scale)
 
-    return add
+    return add if model.run_eagerly else tf.function(add, reduce_retracing=True)
 
 
-def _jax_sum(model):
+def _jax_sum(model: keras.Model) -> _Sum:
     import jax
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def add(sums, weights, others, batch, loss_scale):
+    def add(
+        sums: list[Tensor],
+        weights: list[Tensor],
+        others: list[Tensor],
+        batch: Batch,
+        loss_scale: Tensor,
+    ) -> _Added:
         value_and_gradients = jax.value_and_grad(_scaled_loss)
         loss, gradients = value_and_gradients(weights, model, others, batch, loss_scale)
         return _add(sums, weights, gradients, loss, loss_scale)
 
-    def add_with_state(sums, batch, loss_scale):
+    if not model.run_eagerly:
+        add = jax.jit(add, donate_argnums=0)
+
+    def add_with_state(sums: list[Tensor], batch: Batch, loss_scale: Tensor) -> _Added:
         weights = [variable.value for variable in model.trainable_variables]
         others = [variable.value for variable in model.non_trainable_variables]
         return add(sums, weights, others, batch, loss_scale)
@@ -174,23 +193,29 @@ def _jax_sum(model):
     return add_with_state
 
 
-def _torch_sum(model):
+def _torch_sum(model: keras.Model) -> _Sum:
     import torch
 
-    def add(sums, batch, loss_scale):
+    def add(sums: list[Tensor], batch: Batch, loss_scale: Tensor) -> _Added:
         weights = [variable.value for variable in model.trainable_variables]
         others = [variable.value for variable in model.non_trainable_variables]
         with torch.enable_grad():
             loss = _scaled_loss(weights, model, others, batch, loss_scale)
         # Unlike backward(), this leaves the parameters' own .grad alone.
-        gradients = torch.autograd.grad(loss, weights, materialize_grads=True)
+        gradients = list(torch.autograd.grad(loss, weights, materialize_grads=True))
         with torch.no_grad():
             return _add(sums, weights, gradients, loss, loss_scale)
 
     return add
 
 
-def _scaled_loss(weights, model, others, batch, loss_scale):
+def _scaled_loss(
+    weights: list[Tensor],
+    model: keras.Model,
+    others: list[Tensor],
+    batch: Batch,
+    loss_scale: Tensor,
+) -> Tensor:
     """The compiled loss of a batch, as a function of the weights that changes no variable."""
     x, y, sample_weight = batch
     variables = model.trainable_variables + model.non_trainable_variables
@@ -206,13 +231,20 @@ def _scaled_loss(weights, model, others, batch, loss_scale):
                 f"The model {model.name!r} has no loss to measure. Pass one to its `compile`, "
                 'such as model.compile(loss="mse").'
             )
-        loss = model.compute_loss(
-            x=x, y=y, y_pred=predicted, sample_weight=sample_weight, training=False
-        )
+        # As Keras calls it: `training` came with Keras 3.3, and an override may be older.
+        takes_training = "training" in inspect.signature(model.compute_loss).parameters
+        options = {"training": False} if takes_training else {}
+        loss = model.compute_loss(x, y, predicted, sample_weight, **options)
     return ops.multiply(loss, ops.cast(loss_scale, loss.dtype))
 
 
-def _add(sums, weights, gradients, loss, loss_scale):
+def _add(
+    sums: list[Tensor],
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    loss: Tensor,
+    loss_scale: Tensor,
+) -> _Added:
     added = loss_scale <= 1.0  # a gradient without scale that overflows is reported, not hidden
     values = []
     finite = []
@@ -225,14 +257,26 @@ def _add(sums, weights, gradients, loss, loss_scale):
     return sums, ops.divide(loss, ops.cast(loss_scale, loss.dtype)), added
 
 
-def _loss_scale(model):
+def _loss_scale(model: keras.Model) -> float:
     optimizer = getattr(model, "optimizer", None)
-    if optimizer is None:
-        return 1.0
-    return float(optimizer.scale_loss(ops.ones((), "float32")))
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return float(optimizer.scale_loss(ops.ones((), "float32")))
+    # Not by `scale_loss`: an optimizer may take that for a step of training.
+    return float(getattr(optimizer, "loss_scale_factor", None) or 1.0)
 
 
-def _check_model(model):
+def _warn_of_mixed_weights(model: keras.Model) -> None:
+    mixed = [one for one in find_optimizers(model.optimizer, WeightMixing) if one.is_mixed]
+    if mixed:
+        warnings.warn(
+            f"The model {model.name!r} holds the mixed weights of {type(mixed[0]).__name__}, and "
+            "those are measured. To measure the true ones, do it inside "
+            "`with optimizer.true_weights():`.",
+            stacklevel=3,
+        )
+
+
+def _check_model(model: Any) -> None:
     if not isinstance(model, keras.Model):
         raise TypeError(
             f"Argument `model` must be a `keras.Model`. Received: {type(model).__name__}"
@@ -251,7 +295,7 @@ def _check_model(model):
         raise ValueError(f"The model {model.name!r} has no trainable variables to measure.")
 
 
-def _total(available, batches):
+def _total(available: float | None, batches: int | None) -> float | None:
     if batches is None:
         if available == float("inf"):
             raise ValueError(
@@ -264,17 +308,17 @@ def _total(available, batches):
     return batches
 
 
-def _check_read(read, measured, batches):
+def _check_read(read: int, measured: int, batches: int | None) -> None:
     if batches is not None and read < batches:
         _refuse_too_few(read, batches)
     if not measured:
         raise ValueError(
             "Argument `data` is empty: there is nothing to measure. An iterator that was read "
-            "before has to be made anew."
+            "before has to be made again."
         )
 
 
-def _refuse_too_few(available, batches):
+def _refuse_too_few(available: float, batches: int) -> NoReturn:
     raise ValueError(
         f"Argument `batches` asks for more than there is: `data` has {available} batches. "
         f"Write batches=None for all of them. Received: batches={batches}"

@@ -149,7 +149,7 @@ def pruning_curve(
     return curve
 
 
-def _read_sortable(model, sensitivities):
+def _read_sortable(model: keras.Model, sensitivities: Scores) -> Arrays:
     scores = read_scores(model, sensitivities)
     for path, array in scores.items():
         if np.isnan(array).any():
@@ -160,7 +160,7 @@ def _read_sortable(model, sensitivities):
     return scores
 
 
-def _masks(model, scores, fraction, scope):
+def _masks(model: keras.Model, scores: Arrays, fraction: float, scope: str) -> Arrays:
     """Which weights to zero: dict of path to boolean array."""
     pools = [list(scores)]
     if scope == "layer":
@@ -168,7 +168,7 @@ def _masks(model, scores, fraction, scope):
         layers = [[paths[id(v)] for v in group] for group in group_variables(model).values()]
         named = [[path for path in layer if path in scores] for layer in layers]
         pools = [pool for pool in named if pool]
-    masks = {}
+    masks: Arrays = {}
     for pool in pools:
         arrays = [scores[path] for path in pool]
         count = _count(fraction, sum(array.size for array in arrays))
@@ -176,12 +176,12 @@ def _masks(model, scores, fraction, scope):
     return masks
 
 
-def _count(fraction, size):
+def _count(fraction: float, size: int) -> int:
     # str() gives back the decimal that was written; 0.15 * 10 in floats is below 1.5.
     return round(exact.Fraction(str(fraction)) * size)
 
 
-def _smallest(arrays, count):
+def _smallest(arrays: list[np.ndarray], count: int) -> list[np.ndarray]:
     """Boolean arrays that are true for the `count` smallest elements, the first among equals."""
     flat = [array.ravel() for array in arrays]
     masks = [np.zeros(array.size, bool) for array in arrays]
@@ -200,7 +200,7 @@ def _smallest(arrays, count):
     return [mask.reshape(array.shape) for mask, array in zip(masks, arrays)]
 
 
-def _check_repeatable(data, batch_size):
+def _check_repeatable(data: Any, batch_size: int | None) -> None:
     check_data(data, batch_size)
     if hasattr(data, "__next__"):
         raise ValueError(
@@ -213,8 +213,8 @@ def _check_repeatable(data, batch_size):
         )
 
 
-def _evaluate(model, data, batch_size):
-    options = {"batch_size": batch_size, "verbose": 0, "return_dict": True}
+def _evaluate(model: keras.Model, data: Any, batch_size: int | None) -> Any:
+    options: dict[str, Any] = {"batch_size": batch_size, "verbose": 0, "return_dict": True}
     if isinstance(data, tuple):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         return model.evaluate(x, y, sample_weight=sample_weight, **options)
@@ -224,12 +224,12 @@ def _evaluate(model, data, batch_size):
 class _Batches(keras.utils.PyDataset):
     """A list of batches, which `model.evaluate` takes in no other form."""
 
-    def __init__(self, batches):
+    def __init__(self, batches: list[Any]) -> None:
         super().__init__()
         self._batches = batches
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._batches)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
         return tuple(self._batches[index])

@@ -3,11 +3,13 @@
 What `measure_sensitivity` returns is one; here are the baselines that it is compared with.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
-from sage_keras.annotations import Arrays
+from sage_keras.annotations import Arrays, Scores, Variable
 from sage_keras.paths import unique_paths
 
 _PATHS_SHOWN = 8
@@ -58,12 +60,12 @@ def random_scores(model: keras.Model, seed: int = 0) -> Arrays:
     }
 
 
-def by_path(model):
+def by_path(model: keras.Model) -> dict[str, Variable]:
     """Dict of unique path to trainable variable."""
     return dict(zip(unique_paths(model.trainable_variables), model.trainable_variables))
 
 
-def read_scores(model, scores):
+def read_scores(model: keras.Model, scores: Scores) -> Arrays:
     """The scores as NumPy arrays of one float dtype, if they fit the model's variables."""
     if not isinstance(scores, dict) or not scores:
         raise ValueError(
@@ -89,12 +91,12 @@ def read_scores(model, scores):
     return {path: np.asarray(array, dtype=dtype) for path, array in arrays.items()}
 
 
-def to_numpy(values):
+def to_numpy(values: Any) -> np.ndarray:
     """A tensor or array-like as an array of at least float32: NumPy cannot sort bfloat16."""
-    values = np.asarray(ops.convert_to_numpy(values))
-    return values.astype("float64" if values.dtype == "float64" else "float32", copy=False)
+    array: np.ndarray = np.asarray(ops.convert_to_numpy(values))
+    return array.astype("float64" if array.dtype == "float64" else "float32", copy=False)
 
 
-def _listed(paths):
+def _listed(paths: list[str]) -> str:
     more = len(paths) - _PATHS_SHOWN
     return ", ".join(map(repr, paths[:_PATHS_SHOWN])) + (f" and {more} more" if more > 0 else "")

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -12,9 +12,9 @@ import rich.markup
 import rich.table
 
 from sage_keras.analysis.scores import read_scores, to_numpy
-from sage_keras.annotations import Scores
+from sage_keras.annotations import Scores, Variable
 from sage_keras.groups import group_variables
-from sage_keras.optimizers.sage.guided import guided_optimizers
+from sage_keras.optimizers.sage.guided import SensitivityGuided, guided_optimizers
 from sage_keras.paths import unique_paths
 
 _REDUNDANT = 0.01  # of the model's mean: parameters below it count as redundant
@@ -126,7 +126,7 @@ def summary(
     )
 
 
-def _check_optimizers(model, optimizers):
+def _check_optimizers(model: keras.Model, optimizers: list[SensitivityGuided]) -> None:
     if not optimizers:
         raise ValueError(
             f"The model {model.name!r} has no sensitivity-guided optimizer. Pass `sensitivities`, "
@@ -140,7 +140,7 @@ def _check_optimizers(model, optimizers):
         )
 
 
-def _average(optimizers, variable):
+def _average(optimizers: list[SensitivityGuided], variable: Variable) -> np.ndarray | None:
     """The bias-corrected average of the optimizer that guides the variable, or None."""
     for optimizer in optimizers:
         with contextlib.suppress(ValueError):  # another one's variable
@@ -148,7 +148,7 @@ def _average(optimizers, variable):
     return None
 
 
-def _state(model, optimizers, group):
+def _state(model: keras.Model, optimizers: list[SensitivityGuided], group: list[Variable]) -> str:
     """Whether a group's variables are guided, in words."""
     if not getattr(model, "compiled", False) or not all(one.built for one in optimizers):
         return _UNKNOWN
@@ -161,7 +161,7 @@ def _state(model, optimizers, group):
     return f"{len(special)} of {len(states)}"
 
 
-def _state_of(optimizers, variable):
+def _state_of(optimizers: list[SensitivityGuided], variable: Variable) -> str:
     for optimizer in optimizers:
         with contextlib.suppress(ValueError):
             optimizer.sensitivity(variable)
@@ -169,29 +169,31 @@ def _state_of(optimizers, variable):
     return "plain"
 
 
-def _count(variables):
+def _count(variables: list[Variable]) -> int:
     return sum(math.prod(variable.shape) for variable in variables)
 
 
-def _mean(arrays):
-    arrays = [array for array in arrays if array is not None]
-    size = sum(array.size for array in arrays)
-    return sum(float(np.sum(array, dtype="float64")) for array in arrays) / size if size else None
+def _mean(arrays: list[np.ndarray | None]) -> float | None:
+    known = [array for array in arrays if array is not None]
+    size = sum(array.size for array in known)
+    return sum(float(np.sum(array, dtype="float64")) for array in known) / size if size else None
 
 
-def _redundant_share(arrays, mean):
-    arrays = [array for array in arrays if array is not None]
-    size = sum(array.size for array in arrays)
-    if not size or math.isnan(mean):
-        return mean if size else None
-    return sum(int(np.count_nonzero(array < _REDUNDANT * mean)) for array in arrays) / size
+def _redundant_share(arrays: list[np.ndarray | None], mean: float | None) -> float | None:
+    known = [array for array in arrays if array is not None]
+    size = sum(array.size for array in known)
+    if not size or mean is None:
+        return None
+    if math.isnan(mean):
+        return mean
+    return sum(int(np.count_nonzero(array < _REDUNDANT * mean)) for array in known) / size
 
 
-def _format(value, style):
+def _format(value: float | None, style: str) -> str:
     return _UNKNOWN if value is None else style.format(value)
 
 
-def _print(print_fn, *parts):
+def _print(print_fn: Callable[[str], object] | None, *parts: Any) -> None:
     """Prints as Keras's own summary does."""
     console = rich.console.Console(highlight=False)
     if print_fn is None:

@@ -1,18 +1,28 @@
 """Ready lists of patterns that choose which variables of a model a method acts on."""
 
+# The blocks of keras-hub's backbones, by their names.
+_BLOCK = (
+    r"(?:(?:layer|block)s?_\d+|(?:transformer|xlnet|hierarchical)_(?:en|de)coder(?:_\d+)*)/"
+    r"(?!.*(?:router|sparse_feedforward_gate|shared_expert_gate))"  # they choose the experts
+)
+# The weights of all experts together, which are no layers of their own.
+_EXPERTS = r".*expert(?:s|_bank)/\w+_(?:dense|proj)"
+
 # The attention and feed-forward kernels and biases of keras-hub's backbones, LoRA kernels
-# included: what the authors of SAGE guide. Embeddings, normalisation, pooler and head stay out.
-# The sublayer between block and kernel keeps out what is merely numbered, such as Whisper's
-# `conv_layer_1/kernel`.
+# and experts included: what the authors of SAGE guide. Embeddings, normalisation, routers, pooler
+# and head stay out. The sublayer between block and kernel keeps out what is merely numbered, such
+# as Whisper's `conv_layer_1/kernel`. SmolLM builds one sublayer, `o_proj`, outside of its blocks.
 TRANSFORMER_BLOCKS = (
-    r"(?:layer|block)_\d+/.+/(?:kernel|bias|lora_kernel_[ab])$",
-    r"transformer_(?:en|de)coder(?:_\d+)?/.+/(?:kernel|bias|lora_kernel_[ab])$",
+    _BLOCK + r".+/(?:kernel|bias|lora_kernel_[ab])$",
+    _BLOCK + _EXPERTS + r"(?:_bias)?$",
+    r"(?:^|/)o_proj/(?:kernel|bias|lora_kernel_[ab])$",
 )
 
 # The weight matrices of attention, feed-forward, pooler and head of keras-hub's backbones and
-# classifiers: where the authors of DPS select. Biases, embeddings and normalisation stay out.
+# classifiers: where the authors of DPS select. Biases, embeddings, normalisation and routers stay
+# out.
 TRANSFORMER_MATRICES = (
-    r"(?:layer|block)_\d+/.+/kernel$",
-    r"transformer_(?:en|de)coder(?:_\d+)?/.+/kernel$",
-    r"(?:^|/)(?:pooled_dense|pooler|logits|head|classifier|predictions)/kernel$",
+    _BLOCK + r".+/kernel$",
+    _BLOCK + _EXPERTS + "$",
+    r"(?:^|/)(?:o_proj|pooled_dense|pooler|logits|head|classifier|predictions)/kernel$",
 )

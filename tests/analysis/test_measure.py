@@ -1,13 +1,16 @@
 """The sensitivity of a model over data, against a float64 twin, and what must not change."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
 from modes import BACKEND, float64_allowed, to_numpy
 
-from sage_keras import Sage
+from sage_keras import Mixout, Sage
 from sage_keras.analysis import measure_sensitivity
+from sage_keras.callbacks import SwapTrueWeights
 
 SIZE, BATCH = 10, 4  # so that the last batch is ragged
 
@@ -330,6 +333,119 @@ def test_progress_bar_knows_the_end_and_the_loss(capsys):
     assert capsys.readouterr().out == ""
 
 
+class OldLoss(keras.Model):
+    """Overrides `compute_loss` as before Keras 3.3, under names of its own."""
+
+    def __init__(self):
+        super().__init__(name="old")
+        self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
+
+    def call(self, inputs):
+        return self.scale * inputs
+
+    def compute_loss(self, inputs, targets, outputs, weights=None):
+        return 3.0 * ops.sum(outputs)
+
+
+def test_compute_loss_may_be_without_training():
+    model = OldLoss()
+    model.compile()
+    x = np.array([[1.0, 2.0]], dtype="float32")
+    model(x)
+    assert measure_sensitivity(model, (x, x), verbose=0)["old/scale"] == 9.0
+
+
+@pytest.mark.parametrize("eagerly", [False, True])
+def test_runs_eagerly_where_the_model_does(eagerly):
+    counter = Counter()
+    model = keras.Sequential([keras.Input((2,)), counter, keras.layers.Dense(1)])
+    model.compile(loss="mse", run_eagerly=eagerly)
+    x = np.ones((3, 2), dtype="float32")
+    before = counter.traces
+    measure_sensitivity(model, [(x, x[:, :1])] * 3, verbose=0)
+    assert counter.traces - before == (3 if eagerly or BACKEND == "torch" else 1)
+
+
+def scipy_matrix(x):
+    return pytest.importorskip("scipy.sparse").coo_matrix(x)
+
+
+def tensorflow_sparse(x):
+    return pytest.importorskip("tensorflow").sparse.from_dense(x)
+
+
+def own_sparse(x):
+    if BACKEND == "jax":
+        return pytest.importorskip("jax.experimental.sparse").BCOO.fromdense(x)
+    if BACKEND == "torch":
+        pytest.skip("Keras has no sparse tensors on torch")
+    return tensorflow_sparse(x)
+
+
+@pytest.mark.parametrize("make", [scipy_matrix, tensorflow_sparse, own_sparse])
+def test_sparse_inputs_are_measured_as_dense_ones(make):
+    model = dense_net()
+    x, y, weight = (array[:4] for array in examples())
+    x[:, ::2] = 0.0  # each row has as many zeros, so that JAX compiles once
+    halves = [(x[:2], y[:2], weight[:2]), (x[2:], y[2:], weight[2:])]
+    exact = expected(model, halves)
+    data = make(x), y, weight
+    assert_close(measure_sensitivity(model, data, batch_size=2, verbose=0), exact)
+    data = [(make(x), *rest) for x, *rest in halves]
+    assert_close(measure_sensitivity(model, data, verbose=0), exact)
+
+
+def test_single_examples_of_sparse_inputs():
+    model = dense_net()
+    x, y, _ = (array[:2] for array in examples())
+    measured = measure_sensitivity(model, (scipy_matrix(x), y), per="example", verbose=0)
+    assert_close(measured, expected(model, [(x[:1], y[:1]), (x[1:], y[1:])]))
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="Keras has no sparse tensors on torch")
+def test_sparse_inputs_reach_the_model_as_in_fit():
+    kinds = []
+
+    class Kind(keras.Model):
+        def __init__(self):
+            super().__init__(name="kind")
+            self.dense = keras.layers.Dense(1)
+
+        def call(self, inputs):
+            kinds.append((type(inputs).__name__, inputs.dtype))
+            return self.dense(inputs)
+
+    model = Kind()
+    model.compile(optimizer="sgd", loss="mse")
+    x, y = scipy_matrix(np.eye(4)), np.ones((4, 1))
+    model.fit(x, y, verbose=0)
+    fitted = kinds[-1]
+    measure_sensitivity(model, (x, y), verbose=0)
+    assert kinds[-1] == fitted
+    assert fitted[0] in ("SparseTensor", "BCOO")
+
+
+def test_warns_of_mixed_weights_where_there_are_any():
+    model = dense_net(Mixout(0.1, seed=0))
+    x, y, _ = examples()
+    model.fit(x, y, callbacks=[SwapTrueWeights()], verbose=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "__array__ implementation")
+        measure_sensitivity(model, (x, y), verbose=0)
+        with model.optimizer.true_weights():
+            measure_sensitivity(model, (x, y), verbose=0)
+    model.optimizer.mix()
+    with pytest.warns(UserWarning, match="'net' holds the mixed weights of Mixout.*true_weights"):
+        measure_sensitivity(model, (x, y), verbose=0)
+
+
+def test_loss_scale_factor_does_not_show():
+    model = dense_net(keras.optimizers.SGD(loss_scale_factor=2.0**10))
+    measured = measure_sensitivity(model, examples(), batch_size=BATCH, verbose=0)
+    assert_close(measured, expected(model, cut(examples())))
+
+
 def not_compiled():
     return keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
 
@@ -374,6 +490,7 @@ X, Y, _ = examples()
     ("data", "arguments", "error", "message"),
     [
         (X, {}, TypeError, "`data` must be a tuple of arrays.*ndarray"),
+        (scipy_matrix(X), {}, TypeError, "`data` must be a tuple of arrays.*coo_"),
         ([X, Y], {}, TypeError, "`data` must be a tuple of arrays.*list"),
         ({"x": X}, {}, TypeError, "`data`.*dict"),
         (3, {}, TypeError, "`data`.*int"),

@@ -112,6 +112,7 @@ def test_pruning_by_layer(case):
         (0.29, 100, 29),  # int(0.29 * 100) is 28
         (0.15, 10, 2),  # a half goes to the even one, as round() does
         (0.25, 10, 2),
+        (0.07, 150, 10),  # 10.5; in floats 10.500000000000002
         (np.float32(0.1), 10, 1),
         (1, 3, 3),
         (0, 3, 0),
@@ -123,6 +124,22 @@ def test_count_is_exact(fraction, size, count):
     model = keras.Sequential([keras.Input((1,)), dense], name="net")
     with pruned(model, random_scores(model), fraction):
         assert size - np.count_nonzero(model.get_weights()[0]) == count
+
+
+def test_scores_in_double_precision_are_told_apart():
+    dense = keras.layers.Dense(2, use_bias=False, kernel_initializer="ones", name="dense")
+    model = keras.Sequential([keras.Input((1,)), dense], name="net")
+    scores = {"net/dense/kernel": np.array([[1.0 + 2.0**-40, 1.0]])}  # in float32 equal
+    with pruned(model, scores, 0.5):
+        assert model.get_weights()[0].tolist() == [[1.0, 0.0]]
+    # And they stay so beside scores of half the precision.
+    with_bias = keras.Sequential(
+        [keras.Input((1,)), keras.layers.Dense(2, name="dense")], name="net"
+    )
+    with_bias.set_weights([np.ones((1, 2)), np.ones(2)])
+    scores["net/dense/bias"] = np.array([2.0, 2.0], "float32")
+    with pruned(with_bias, scores, 0.25):
+        assert with_bias.get_weights()[0].tolist() == [[1.0, 0.0]]
 
 
 def test_a_layer_is_all_of_its_named_variables():

@@ -1,9 +1,6 @@
 """Learning rates by layer: each variable trains as under an optimizer of its own rate."""
 
-import re
-
 import keras
-import keras_hub
 import numpy as np
 import pytest
 import twin
@@ -19,7 +16,6 @@ from sage_keras import (
     SensitivityGuided,
     SubnetworkSelection,
     guided_optimizers,
-    layerwise_decay,
 )
 from sage_keras.callbacks import SwapTrueWeights
 
@@ -412,100 +408,6 @@ def test_state_of_other_frozen_variables_is_refused():
 def test_bases_in_another_order_are_refused(bases, words):
     with pytest.raises(TypeError, match=words):
         type("Mine", bases, {})
-
-
-models = keras_hub.models
-TEXT = {"vocabulary_size": 30, "num_layers": 2, "hidden_dim": 4, "intermediate_dim": 8}
-HEADS = {**TEXT, "num_heads": 2}
-
-
-def bert():
-    return models.BertBackbone(**HEADS, max_sequence_length=6)
-
-
-def gpt2():
-    return models.GPT2Backbone(**HEADS, max_sequence_length=6)
-
-
-def vit():
-    image = {"image_shape": (8, 8, 3), "patch_size": 4}
-    return models.ViTBackbone(**image, num_layers=2, num_heads=2, hidden_dim=4, mlp_dim=8)
-
-
-def t5():
-    return models.T5Backbone(**HEADS)
-
-
-def own():
-    keras.utils.clear_session()
-    encoders = [keras_hub.layers.TransformerEncoder(8, 2) for _ in range(2)]
-    layers = [keras.layers.Dense(4, name="project"), *encoders, keras.layers.Dense(2, name="top")]
-    return keras.Sequential([keras.Input((5, 4)), *layers])
-
-
-@pytest.mark.parametrize(
-    ("make_model", "block", "depths", "blocks"),
-    [
-        (bert, "transformer_layer_", {"embedding": 0, "pooled_dense": 3}, 2),
-        (gpt2, "transformer_layer_", {"embedding": 0, "^layer_norm/": 3}, 2),
-        (vit, "transformer_block_", {"patching_and_embedding": 0, "vit_encoder/ln/": 3}, 2),
-        (t5, "coder_layer_", {"embedding": 0, "encoder_output": 2, "decoder_output": 5}, 4),
-        (own, "transformer_encoder", {"project": 0, "top": 3}, 2),
-    ],
-)
-def test_decay_by_depth(make_model, block, depths, blocks):
-    model = make_model()
-    optimizer = LayerwiseAdamW(learning_rate_multipliers=layerwise_decay(model, decay=0.5))
-    optimizer.build(model.trainable_variables)
-
-    expected, seen = {}, []
-    for path in optimizer.multipliers:
-        inside = [part for part in path.split("/")[:-2] if block in part]
-        if inside:
-            if inside[0] not in seen:
-                seen.append(inside[0])
-            depth = seen.index(inside[0]) + 1
-        else:
-            (depth,) = [depth for part, depth in depths.items() if re.search(part, path)]
-        expected[path] = 0.5 ** (blocks + 1 - depth)
-    assert len(seen) == blocks
-    assert optimizer.multipliers == expected
-
-
-def test_decay_of_a_backbone_is_that_of_the_classifier_and_of_the_loaded_model(tmp_path):
-    backbone = bert()
-    multipliers = layerwise_decay(backbone)
-    classifier = models.BertTextClassifier(backbone, 2)
-    assert layerwise_decay(classifier) == multipliers
-    model = own()
-    multipliers = layerwise_decay(model)
-    model.save(tmp_path / "model.keras")
-    assert layerwise_decay(keras.models.load_model(tmp_path / "model.keras")) == multipliers
-    assert min(multipliers.values()) == pytest.approx(0.9**3, rel=1e-12)
-
-
-def test_decay_counts_what_is_not_trainable():
-    model = own()
-    model.layers[0].trainable = model.layers[1].trainable = False
-    assert layerwise_decay(model, 0.5) == {
-        "(?:^|/)transformer_encoder_1/": 0.5,
-    }
-
-
-def test_decay_refuses_what_it_does_not_understand():
-    with pytest.raises(ValueError, match=r"`transformer_layer_0`[\s\S]*weights are:\n  .*first"):
-        layerwise_decay(compiled("sgd"))
-    with pytest.raises(ValueError, match="Argument `decay` must be above 0 and below 1"):
-        layerwise_decay(compiled("sgd"), decay=1.0)
-    inputs = keras.Input((5, 4))
-
-    def tower(name):
-        layers = [keras_hub.layers.TransformerEncoder(8, 2, name=f"layer_{i}") for i in range(2)]
-        return keras.Sequential([keras.Input((5, 4)), *layers], name=name)
-
-    towers = keras.layers.Add()([tower("left")(inputs), tower("right")(inputs)])
-    with pytest.raises(ValueError, match="several parts whose layers have the same names"):
-        layerwise_decay(keras.Model(inputs, towers))
 
 
 def test_the_names_are_public():

@@ -1,6 +1,8 @@
 """The learning rates of fine-tuning, which fall with the distance from the head."""
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 
@@ -34,8 +36,9 @@ def layerwise_decay(model: keras.Model, decay: float = 0.9) -> dict[str, float]:
 
     Raises:
         TypeError: If `decay` is no number.
-        ValueError: If `decay` is out of range, if the model has no blocks with such names, or if
-            two of its parts share theirs.
+        ValueError: If `decay` is out of range, if the model has no blocks with such names, if two
+            of its parts share theirs, or if a layer has a name that Keras numbered and that is not
+            part of the model's configuration: it will be another one's in another process.
 
     Example:
 
@@ -56,7 +59,9 @@ def layerwise_decay(model: keras.Model, decay: float = 0.9) -> dict[str, float]:
     factors = {path: decay ** (blocks + 1 - depth) for path, depth in depths.items()}
 
     paths = [variable.path for variable in model.trainable_variables]
-    in_blocks, outside = {}, {}
+    in_blocks: dict[str, float] = {}
+    outside: dict[str, float] = {}
+    layers: set[str] = set()
     for path in paths:
         block = re.search(_BLOCK, path)
         if block:
@@ -64,6 +69,10 @@ def layerwise_decay(model: keras.Model, decay: float = 0.9) -> dict[str, float]:
         elif factors[path] != 1.0:
             name = path.removeprefix(f"{model.name}/")  # which Keras drops when it loads a model
             outside[rf"(?:^|/){re.escape(name)}$"] = factors[path]
+        else:
+            continue
+        layers.update((block[1] if block else path).split("/"))
+    _check_names(model, layers)
     multipliers = in_blocks | outside  # the first match counts
 
     found = arguments.first_match("decay", multipliers, paths, default=1.0)
@@ -77,9 +86,11 @@ def layerwise_decay(model: keras.Model, decay: float = 0.9) -> dict[str, float]:
     return multipliers
 
 
-def _depths(model):
+def _depths(model: keras.Model) -> tuple[dict[str, int], int]:
     """The depth of each weight by path, from 0 for embeddings, and the number of blocks."""
-    blocks, inside, outside = {}, {}, {}
+    blocks: dict[str, int] = {}
+    inside: dict[str, int] = {}
+    outside: dict[str, int] = {}
     for variable in model.weights:
         path = variable.path
         block = re.search(_BLOCK, path)
@@ -97,3 +108,40 @@ def _depths(model):
         )
     outside = {path: depth if depth < count else count + 1 for path, depth in outside.items()}
     return inside | outside, count
+
+
+def _check_names(model: keras.Model, names: set[str]) -> None:
+    """Refuses names that are no identity: Keras counted them, and nothing keeps them.
+
+    A name without a number needs no check. It is that of the first layer of its class; in another
+    process the pattern finds the same layer, or none, which is refused.
+    """
+    layers = model._flatten_layers(include_self=False)
+    try:
+        kept = set(_names(model.get_config()))
+    except NotImplementedError:  # a subclassed model with arguments of its own
+        kept = set()
+    every = {layer.name for layer in layers}
+    for layer in layers:
+        stem = re.sub(r"_\d+$", "", layer.name)
+        counted = stem != layer.name and stem.replace("_", "") == type(layer).__name__.lower()
+        by_hand = f"{stem}_0" in every  # Keras begins without a number, and goes on with 1
+        if counted and not by_hand and layer.name in names and layer.name not in kept:
+            raise ValueError(
+                f"Argument `model` has a layer of the name {layer.name!r}, which Keras makes up by "
+                "counting. In another process it may be that of another layer, which would then "
+                "get its learning rate. Give the layer a name of its own, such as "
+                f'{type(layer).__name__}(..., name="my_{stem}"), or names that count from 0. '
+                f"Received: model={model.name}"
+            )
+
+
+def _names(config: Any) -> Iterator[str]:
+    """The names of all layers in a configuration."""
+    if isinstance(config, dict):
+        if isinstance(config.get("name"), str):
+            yield config["name"]
+        config = list(config.values())
+    if isinstance(config, (list, tuple)):
+        for part in config:
+            yield from _names(part)
