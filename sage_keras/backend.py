@@ -61,9 +61,10 @@ def dense_or_sparse_tensor(array: Any) -> Any:
 
         return tf.SparseTensor(indices, values, shape)
     if backend == "jax":
+        import jax.numpy as jnp
         from jax.experimental import sparse
 
-        return sparse.BCOO((values, indices), shape=shape)
+        return sparse.BCOO((jnp.asarray(values), jnp.asarray(indices)), shape=shape)
     dense = np.zeros(shape, values.dtype)
     np.add.at(dense, tuple(indices.T), values)
     return ops.convert_to_tensor(dense)
