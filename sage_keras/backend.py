@@ -30,11 +30,15 @@ def cond(condition, then, otherwise):
     return ops.cond(condition, then, otherwise)
 
 
-def compiled(function):
+def compiled(function, xla=True):
     """`function` of tensors, compiled where that makes it one call on the device.
 
     Keras compiles its own training steps only. On torch it stays as it is: there each operation
     is a kernel of its own, and compiling takes longer than it saves.
+
+    Args:
+        function: Function of tensors.
+        xla: Boolean, whether TensorFlow compiles its graph by XLA. JAX always does.
     """
     backend = keras.backend.backend()
     if backend == "jax":
@@ -44,7 +48,7 @@ def compiled(function):
     if backend == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(function, jit_compile=True, autograph=False)
+        return tf.function(function, jit_compile=xla, autograph=False)
     import torch
 
     return torch.no_grad()(function)

@@ -307,14 +307,21 @@ class SensitivityGuided(OptimizerMixin):
     def _scale(self, variable, value, average):
         """The learning-rate scale of a variable's step, from its sensitivity and moving average.
 
-        The one place to override for another scale.
+        The place to override for a scale that needs the variable, or state of its own.
+        """
+        scale = self._scale_of(value, average, self.iterations + 1)
+        return self._calibrated(variable, scale) if self.calibrate else scale
+
+    def _scale_of(self, value, average, step):
+        """The scale of each element, from its sensitivity and moving average at a step.
+
+        The place to override for another scale that follows from these alone, element by element.
+        `SensitivityLogger` computes from it what the last step's scales were.
         """
         smoothed = measure.as_stored(average, self.sensitivity_dtype)
         if self.bias_correction:
-            step = ops.cast(self.iterations + 1, value.dtype)
-            smoothed = measure.bias_corrected(smoothed, self.beta_3, step)
-        scale = measure.learning_rate_scale(value, smoothed, self.sensitivity_epsilon)
-        return self._calibrated(variable, scale) if self.calibrate else scale
+            smoothed = measure.bias_corrected(smoothed, self.beta_3, ops.cast(step, value.dtype))
+        return measure.learning_rate_scale(value, smoothed, self.sensitivity_epsilon)
 
     def _calibrated(self, variable, scale):
         """The scale divided by its mean so far, to which this step's is then added.
