@@ -130,9 +130,9 @@ def in_blocks(scores):
 def print_table(logs, curves):
     rows = [["run", "steps", "mean sensitivity", "redundant", "mean scale"]]
     for name, log in logs.items():
-        figures = {figure: values[-1] for figure, values in log.model.figures.items()}
-        share, scale = f"{figures['redundant_share']:.1%}", f"{figures['scale_mean']:.3f}"
-        rows.append([name, f"{log.steps[-1]}", f"{figures['mean']:.2e}", share, scale])
+        last = {value: series[-1] for value, series in log.model.values.items()}
+        share, scale = f"{last['redundant_share']:.1%}", f"{last['scale_mean']:.3f}"
+        rows.append([name, f"{log.steps[-1]}", f"{last['mean']:.2e}", share, scale])
     print_rows(rows)
     rows = [["accuracy when pruned", *(f"{fraction:.0%}" for fraction in FRACTIONS)]]
     for name, curve in curves.items():

@@ -20,8 +20,9 @@ def group_variables(model, groups=None):
         under the model's own name.
 
     Raises:
-        TypeError: If `groups` is none of these.
-        ValueError: If a pattern is malformed, or matches no variable.
+        TypeError: If `groups` is none of these, or gives a name that is not a string.
+        ValueError: If a pattern is malformed, or matches no variable, if a name cannot be written
+            to a file, or if no variable is in a group.
 
     Example:
 
@@ -39,7 +40,12 @@ def group_variables(model, groups=None):
     if isinstance(groups, dict):
         return _by_pattern(groups, variables)
     if callable(groups):
-        return _by_name([groups(variable) for variable in variables], variables)
+        grouped = _by_name([groups(variable) for variable in variables], variables)
+        if variables and not grouped:
+            raise ValueError(
+                "Argument `groups` must give a name to one variable at least, and gave None to all."
+            )
+        return grouped
     raise TypeError(
         "Argument `groups` must be None, a dict of group name to regular expression, such as "
         '{"attention": "attention"}, or a function of a variable that returns a name. '
@@ -58,6 +64,9 @@ def group_positions(model, groups, variables):
     Returns:
         Dict of group name to a non-empty list of positions. The first group is that of all
         variables, and its name is `None`.
+
+    Raises:
+        ValueError: If none of these variables is in a group.
     """
     positions = {id(variable): position for position, variable in enumerate(variables)}
     members = {None: list(positions.values())}
@@ -65,6 +74,12 @@ def group_positions(model, groups, variables):
         found = [positions[id(variable)] for variable in group if id(variable) in positions]
         if found:
             members[name] = found
+    if len(members) == 1:
+        paths = arguments.listed([variable.path for variable in variables])
+        raise ValueError(
+            "Argument `groups` leaves out all variables that the optimizer acts on. Name a group "
+            f"for some of them, or pass None for one group a layer. They are:{paths}"
+        )
     return members
 
 
@@ -88,6 +103,12 @@ def _by_pattern(groups, variables):
     paths = [variable.path for variable in variables]
     grouped = {}
     for name, pattern in groups.items():
+        _check_name(name)
+        if not isinstance(pattern, str):
+            raise TypeError(
+                "Argument `groups` must give each group a regular expression, such as "
+                f'{{"attention": "attention"}}. Received: groups={{{name!r}: {pattern!r}}}'
+            )
         patterns = arguments.patterns("groups", [pattern])
         matched = arguments.matches("groups", patterns, paths, default=False)
         grouped[name] = [variable for variable, yes in zip(variables, matched) if yes]
@@ -98,5 +119,22 @@ def _by_name(names, variables):
     grouped = {}
     for name, variable in zip(names, variables):
         if name is not None:
+            _check_name(name)
             grouped.setdefault(name, []).append(variable)
     return grouped
+
+
+def _check_name(name):
+    if not isinstance(name, str):
+        raise TypeError(
+            'Argument `groups` must give names that are strings, such as "attention". '
+            f"Received the name: {name!r} (of type {type(name).__name__})"
+        )
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            "Argument `groups` must give names that can be written to a file, without half a "
+            "character (a lone surrogate). With groups=None they are those of the layers: rename "
+            f"the layer, or name the groups yourself. Received the name: {name!r}"
+        ) from error

@@ -1,4 +1,4 @@
-"""Logs with known figures, in the form that `SensitivityLogger` writes."""
+"""Logs with known values, in the form that `SensitivityLogger` writes."""
 
 import json
 
@@ -6,7 +6,7 @@ EDGES = [2.0**-4, 1.5 * 2.0**-4, 2.0**-3, 1.5 * 2.0**-3, 2.0**-2]
 MEAN = 0.125
 
 
-def figures(mean=MEAN, **others):
+def values(mean=MEAN, **others):
     return {
         "mean": mean,
         "redundant_share": 0.25,
@@ -25,7 +25,7 @@ def report(step, groups=("first", "second"), beta_3=0.75, bias_correction=True, 
     """A report of 20 parameters; group n has a mean of `MEAN * (n + 1) * step`."""
     settings = {"class": "Sage", "beta_3": beta_3, "bias_correction": bias_correction}
     entries = {
-        name: {"parameters": 10, "figures": figures(mean=MEAN * (number + 1) * step)}
+        name: {"parameters": 10, "values": values(mean=MEAN * (number + 1) * step)}
         for number, name in enumerate(groups)
     }
     histogram = {"zeros": 4, "counts": [2, 4, 8, 2]}
@@ -34,7 +34,7 @@ def report(step, groups=("first", "second"), beta_3=0.75, bias_correction=True, 
         "epoch": 0,
         "optimizers": [{**settings, "guide": True}],
         "edges": EDGES,
-        "model": {"parameters": 20, "figures": figures(**model), "histogram": histogram},
+        "model": {"parameters": 20, "values": values(**model), "histogram": histogram},
         "groups": entries,
     }
 

@@ -1,4 +1,4 @@
-"""The page is whole, holds the figures of the logs, and does no harm."""
+"""The page is whole, holds the values of the logs, and does no harm."""
 
 import base64
 import html.parser
@@ -77,7 +77,7 @@ def read_page(path):
     return Page(path.read_text(encoding="utf-8"))
 
 
-def test_table_of_runs_holds_the_figures_of_the_last_reports(content):
+def test_table_of_runs_holds_the_values_of_the_last_reports(content):
     runs, _ = Page(content).tables
     titles = ["Run", "Optimizer", "Steps", "Parameters", "Mean sensitivity", "Redundant share"]
     assert runs == [
@@ -126,11 +126,11 @@ def test_each_picture_is_inlined_with_its_size_and_described(logs, content):
         assert abs(height / 2 - int(picture["height"])) <= 1
 
 
-def test_pictures_without_figures_are_left_out(tmp_path):
+def test_pictures_without_values_are_left_out(tmp_path):
     plain = report(1)
     del plain["model"]["histogram"]
     for entry in (plain["model"], *plain["groups"].values()):
-        entry["figures"] = {"mean": 0.0}
+        entry["values"] = {"mean": 0.0}
     log = read_log(write_log(tmp_path, plain))
     page = read_page(write_report({"plain": log}, tmp_path / "page.html"))
     assert [picture["alt"] for picture in page.pictures] == [

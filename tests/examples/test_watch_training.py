@@ -25,9 +25,9 @@ def test_quick_run_on_real_text(examples, tmp_path):
         assert len(log.groups) == 36
         assert sum(group.parameters for group in log.groups.values()) == log.model.parameters
         assert log.model.parameters == 10_637_568
-        assert (log.model.figures["scale_mean"] > 0.3).all()
-        assert (log.model.figures["scale_mean"] < 0.8).all()
-        final = log.model.figures["mean"][-1]
+        assert (log.model.values["scale_mean"] > 0.3).all()
+        assert (log.model.values["scale_mean"] < 0.8).all()
+        final = log.model.values["mean"][-1]
         row = re.search(rf"^ *{name} +16 +(\S+) +(\S+)% +(\S+)$", run.stdout, re.MULTILINE)
         assert float(row[1]) == pytest.approx(final, rel=0.01)
         # What the optimizer itself says, in the summary.

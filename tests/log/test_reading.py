@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from sage_keras.analysis import read_dps_log, read_log
-from sage_keras.callbacks.sinks import JsonLinesSink
+from sage_keras.log.writing import JsonLines
 
 NAN = float("nan")
 
 
 def report(step, epoch=0, mean=1.0, groups=("a",), **more):
-    entry = {"parameters": 4, "figures": {"mean": mean, "gini": 0.25}}
+    entry = {"parameters": 4, "values": {"mean": mean, "gini": 0.25}}
     return {
         "step": step,
         "epoch": epoch,
@@ -24,9 +24,9 @@ def report(step, epoch=0, mean=1.0, groups=("a",), **more):
 
 
 def write(folder, *reports, name="sensitivity.jsonl"):
-    sink = JsonLinesSink(folder / name)
+    lines = JsonLines(folder / name)
     for one in reports:
-        sink.write(one)
+        lines.append(one)
     return folder / name
 
 
@@ -43,16 +43,16 @@ def test_series_of_the_model_and_its_groups(tmp_path):
     assert log.optimizers == report(0)["optimizers"]
     assert log.model.parameters == 4
     assert log.model.histogram is None
-    assert log.model.figures["mean"].tolist() == [0.5, 1.5]
+    assert log.model.values["mean"].tolist() == [0.5, 1.5]
     assert list(log.groups) == ["a", "b"]
-    np.testing.assert_array_equal(log.groups["b"].figures["mean"], [np.nan, 1.5])
+    np.testing.assert_array_equal(log.groups["b"].values["mean"], [np.nan, 1.5])
 
 
 def test_not_a_number_is_written_as_strict_json(tmp_path):
     path = write(tmp_path, report(1, mean=NAN), report(2, mean=float("inf")), report(3, mean=2.0))
     for line in path.read_text().splitlines():
         json.loads(line, parse_constant=pytest.fail)
-    np.testing.assert_array_equal(read_log(tmp_path).model.figures["mean"], [np.nan, np.nan, 2.0])
+    np.testing.assert_array_equal(read_log(tmp_path).model.values["mean"], [np.nan, np.nan, 2.0])
 
 
 def test_histograms_of_different_bins_come_on_common_edges(tmp_path):
@@ -92,7 +92,7 @@ def test_a_line_replaces_earlier_ones_of_its_step_and_above(tmp_path):
     write(tmp_path, report(1), report(2, mean=0.1), report(3), report(2, mean=0.2), report(4))
     log = read_log(tmp_path)
     assert log.steps.tolist() == [1, 2, 4]
-    assert log.model.figures["mean"].tolist() == [1.0, 0.2, 1.0]
+    assert log.model.values["mean"].tolist() == [1.0, 0.2, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from sage_keras.callbacks.sinks import TensorBoardSink
+from sage_keras.log.writing import TensorBoardEvents
 
 
 def entry(mean, counts):
     return {
-        "figures": {"mean": mean, "q0.5": 0.25},
+        "values": {"mean": mean, "q0.5": 0.25},
         "histogram": {"counts": counts, "zeros": 3},
     }
 
@@ -31,7 +31,7 @@ def read(folder):
 
 
 def test_scalars_and_histograms(tmp_path):
-    sink = TensorBoardSink(tmp_path, "sensitivity")
+    sink = TensorBoardEvents(tmp_path, "sensitivity")
     for step in (4, 8):
         sink.write(report(step))
     events = read(tmp_path)
@@ -57,7 +57,7 @@ def test_tensorboard_shows_them_with_its_plugins(tmp_path):
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event
 
-    TensorBoardSink(tmp_path, "sensitivity").write(report(4))
+    TensorBoardEvents(tmp_path, "sensitivity").write(report(4))
     (path,) = tmp_path.iterdir()
     _version, raw = (Event.FromString(one) for one in RawEventFileLoader(str(path)).Load())
     values = {one.tag: one for one in data_compat.migrate_event(raw).summary.value}
@@ -69,5 +69,5 @@ def test_tensorboard_shows_them_with_its_plugins(tmp_path):
 
 def test_two_sinks_of_one_folder_do_not_meet(tmp_path):
     for step in (1, 2):
-        TensorBoardSink(tmp_path, "sensitivity").write(report(step))
+        TensorBoardEvents(tmp_path, "sensitivity").write(report(step))
     assert len(list(tmp_path.iterdir())) == 2
