@@ -2,6 +2,8 @@
 
 import json
 
+from sage_keras.log.format import SENSITIVITY
+
 EDGES = [2.0**-4, 1.5 * 2.0**-4, 2.0**-3, 1.5 * 2.0**-3, 2.0**-2]
 MEAN = 0.125
 
@@ -42,5 +44,5 @@ def report(step, groups=("first", "second"), beta_3=0.75, bias_correction=True, 
 def write_log(folder, *reports):
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(one) + "\n" for one in reports)
-    (folder / "sensitivity.jsonl").write_text(lines, encoding="utf-8")
+    (folder / SENSITIVITY.file).write_text(lines, encoding="utf-8")
     return folder
