@@ -109,6 +109,8 @@ def _bin_values():
 
 
 BIN_VALUES = _bin_values()
+_FINITE_VALUES = np.nan_to_num(BIN_VALUES)
+_NOT_FINITE = (_OCTAVES - 1) * _PER_OCTAVE  # the first bin of the highest octave
 
 
 def quantiles(counts, probabilities):
@@ -126,7 +128,11 @@ def quantiles(counts, probabilities):
     ranks = ops.maximum(ranks, 0.5)  # that of the smallest element, for a probability of 0
     before = ops.expand_dims(below, -2) < ops.expand_dims(ranks, -1)
     index = ops.minimum(ops.sum(ops.cast(before, "int32"), axis=-1), _BINS - 1)
-    return ops.take(ops.convert_to_tensor(BIN_VALUES), index)
+    # A constant that is not a number would be an error to TensorFlow's check_numerics.
+    return ops.divide(
+        ops.take(ops.convert_to_tensor(_FINITE_VALUES), index),
+        ops.cast(index < _NOT_FINITE, "float32"),
+    )
 
 
 def gini(counts):
@@ -140,7 +146,7 @@ def gini(counts):
     """
     below = _cumulative(counts)
     count = ops.maximum(below[..., -1:], 1.0)
-    values = ops.where(counts > 0, ops.convert_to_tensor(np.nan_to_num(BIN_VALUES)), 0.0)
+    values = ops.where(counts > 0, ops.convert_to_tensor(_FINITE_VALUES), 0.0)
     # Relative to the largest, or the products would underflow.
     largest = ops.max(values, axis=-1, keepdims=True)
     mass = counts / count * (values / ops.maximum(largest, 2.0**-126))

@@ -127,7 +127,7 @@ def test_values_of_dense_are_those_of_the_twin(scaled, tmp_path):
     if scaled:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=16.0)
     logger = CountedLogger(tmp_path)
-    history = fit(network(optimizer), logger, epochs=3).history
+    history = fit(network(optimizer, run_eagerly=scaled), logger, epochs=3).history
     expected = TwinTraining(3).reports(epochs=3)
     log = read_dps_log(tmp_path)
     assert_equal_to_twin(log, expected, [3, 9, 15])
@@ -159,7 +159,7 @@ def test_values_of_mix_are_those_of_the_twin(tmp_path, monkeypatch):
 
 def test_gradient_accumulation(tmp_path):
     optimizer = dense(stage_steps=1, gradient_accumulation_steps=3)
-    fit(network(optimizer), DPSLogger(tmp_path), epochs=3, batches=7)
+    fit(network(optimizer, run_eagerly=True), DPSLogger(tmp_path), epochs=3, batches=7)
     expected = TwinTraining(1, accumulation=3).reports(epochs=3, batches=7)
     assert_equal_to_twin(read_dps_log(tmp_path), expected, [1, 3, 5, 7])
 
@@ -197,7 +197,7 @@ def test_multi_optimizer(tmp_path):
     """Stages of different lengths, and an optimizer that selects in none of its variables."""
     inner = {"first/kernel": dense(2), "first/bias": dense(1, exclude=["."]), "second": dense(3)}
     chosen = lambda variable: next(one for key, one in inner.items() if key in variable.path)  # noqa: E731
-    model = network(keras.optimizers.MultiOptimizer(chosen))
+    model = network(keras.optimizers.MultiOptimizer(chosen), run_eagerly=True)
     logger = DPSLogger(tmp_path, groups={"first": "first", "second": "second"})
     history = fit(model, logger).history
     expected = TwinTraining([2, None, 3, 3]).reports(epochs=2)

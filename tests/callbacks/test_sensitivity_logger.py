@@ -14,7 +14,7 @@ import pytest
 from modes import BACKEND, to_numpy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from twin import TWINS
-from two_layers import BATCH, BATCHES, data, fit, gradients, network
+from two_layers import BATCH, BATCHES, data, fit, gradients, network, rewound
 
 import sage_keras
 from sage_keras import SageSGD, SubnetworkSelection
@@ -25,6 +25,18 @@ HERE = pathlib.Path(__file__)
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NAMES = ["mean", "redundant_share", "gini", *(f"q{q:g}" for q in QUANTILES)]
 SCALE_NAMES = ["scale_mean", "scale_max", *(f"scale_q{q:g}" for q in QUANTILES)]
+
+
+def sage_sgd():
+    return SageSGD(0.02)
+
+
+def accumulating():
+    return SageSGD(0.02, gradient_accumulation_steps=3)
+
+
+def loss_scaled():
+    return keras.optimizers.LossScaleOptimizer(SageSGD(0.02), initial_scale=16.0)
 
 
 class TwinTraining:
@@ -129,7 +141,7 @@ def test_values_are_those_of_the_twin(name, settings, tmp_path):
     ],
 )
 def test_update_freq(update_freq, steps, tmp_path):
-    history = fit(network(SageSGD(0.02)), SensitivityLogger(tmp_path, update_freq))
+    history = fit(rewound(sage_sgd), SensitivityLogger(tmp_path, update_freq))
     expected = TwinTraining("SageSGD", 0.02, bias_correction=False).reports()
     assert_equal_to_twin(read_log(tmp_path), expected, steps)
     last = [max(step for step in steps if step <= end) for end in (6, 12)]
@@ -142,18 +154,22 @@ def test_update_freq(update_freq, steps, tmp_path):
 
 def test_gradient_accumulation(tmp_path):
     """Two steps in an epoch of seven batches, and a batch without a step at its end."""
-    make = lambda: SageSGD(0.02, gradient_accumulation_steps=3)  # noqa: E731
     twin = TwinTraining("SageSGD", 0.02, accumulation=3, bias_correction=False)
     expected = twin.reports(epochs=3, batches=7)
-    fit(network(make()), SensitivityLogger(tmp_path / "epoch"), epochs=3, batches=7)
+    fit(rewound(accumulating), SensitivityLogger(tmp_path / "epoch"), epochs=3, batches=7)
     assert_equal_to_twin(read_log(tmp_path / "epoch"), expected, [2, 4, 7])
     # Due after 2, 4, 6 ... batches, and then made by the next batch that makes a step.
-    fit(network(make()), SensitivityLogger(tmp_path / "two", update_freq=2), epochs=3, batches=7)
+    fit(
+        rewound(accumulating),
+        SensitivityLogger(tmp_path / "two", update_freq=2),
+        epochs=3,
+        batches=7,
+    )
     assert_equal_to_twin(read_log(tmp_path / "two"), expected, [1, 2, 3, 4, 5, 6, 7])
 
 
 def test_resumed_training_counts_on(tmp_path):
-    model = network(SageSGD(0.02))
+    model = rewound(sage_sgd)
     fit(model, SensitivityLogger(tmp_path, update_freq=4), epochs=1)
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
@@ -168,18 +184,18 @@ def test_resumed_training_counts_on(tmp_path):
 
 
 def test_loss_scale_optimizer(tmp_path):
-    model = network(keras.optimizers.LossScaleOptimizer(SageSGD(0.02), initial_scale=16.0))
-    fit(model, SensitivityLogger(tmp_path, update_freq=3))
+    fit(rewound(loss_scaled), SensitivityLogger(tmp_path, update_freq=3))
     expected = TwinTraining("SageSGD", 0.02, bias_correction=False).reports()
     assert_equal_to_twin(read_log(tmp_path), expected, [3, 6, 9, 12])
 
 
 def test_a_step_that_overflows_is_not_reported(tmp_path):
     """From 2^125 the scaled gradients overflow until the scale is small enough."""
-    scaled = keras.optimizers.LossScaleOptimizer(SageSGD(0.02), initial_scale=2.0**127)
-    fit(network(scaled), SensitivityLogger(tmp_path, update_freq="batch"), epochs=1)
+    model = rewound(loss_scaled)
+    model.optimizer.dynamic_scale.assign(2.0**127)
+    fit(model, SensitivityLogger(tmp_path, update_freq="batch"), epochs=1)
     log = read_log(tmp_path)
-    steps = int(scaled.inner_optimizer.iterations)
+    steps = int(model.optimizer.inner_optimizer.iterations)
     assert 0 < steps < BATCHES
     assert log.steps.tolist() == list(range(1, steps + 1))
     assert np.isfinite(log.model.values["scale_mean"]).all()
@@ -192,7 +208,7 @@ def test_multi_optimizer(tmp_path):
         "second": SageSGD(0.02, beta_3=0.9, include=["kernel"]),
     }
     chosen = lambda variable: inner["first" if "first" in variable.path else "second"]  # noqa: E731
-    model = network(keras.optimizers.MultiOptimizer(chosen))
+    model = network(keras.optimizers.MultiOptimizer(chosen), run_eagerly=True)
     fit(model, SensitivityLogger(tmp_path), epochs=1)
     log = read_log(tmp_path)
     assert [one["beta_3"] for one in log.optimizers] == [0.75, 0.9]
@@ -218,10 +234,34 @@ def plain_step(twin, gradient):
     twin.scale = np.ones_like(twin.weight)
 
 
-@pytest.mark.parametrize("reason", ["bfloat16", "steps_per_execution"])
+@keras.saving.register_keras_serializable(package="tests")
+class ThirdOfScale(SageSGD):
+    """Of a scale of its own, which follows from the sensitivity and its average."""
+
+    def _scale_of(self, value, average, step):
+        return super()._scale_of(value, average, step) / 3 + 1 / step
+
+
+def test_scale_values_are_what_the_optimizer_says_they_are(tmp_path):
+    model = network(ThirdOfScale(0.02, guide=False), run_eagerly=True)
+    fit(model, SensitivityLogger(tmp_path, update_freq=4))
+    twin = TwinTraining("SageSGD", 0.02, bias_correction=False, guide=False).reports()
+    scales = read_log(tmp_path).model.values["scale_mean"]
+    expected = [twin[step]["model"]["scale_mean"] / 3 + 1 / step for step in (4, 8, 12)]
+    assert scales == pytest.approx(expected, rel=2e-4)
+
+
+class StatefulScale(SageSGD):
+    def _scale(self, variable, value, average):
+        return super()._scale(variable, value, average)
+
+
+@pytest.mark.parametrize("reason", ["bfloat16", "steps_per_execution", "overrides `_scale`"])
 def test_scale_values_are_left_out_with_one_warning(reason, tmp_path):
     if reason == "bfloat16":
-        model = network(SageSGD(0.02, sensitivity_dtype="bfloat16"))
+        model = network(SageSGD(0.02, sensitivity_dtype="bfloat16"), run_eagerly=True)
+    elif reason == "overrides `_scale`":
+        model = network(StatefulScale(0.02), run_eagerly=True)
     elif BACKEND == "torch":
         pytest.skip("Keras runs one step per execution on torch")
     else:
@@ -232,7 +272,7 @@ def test_scale_values_are_left_out_with_one_warning(reason, tmp_path):
     assert sorted(one for one in history.history if "sensitivity" in one) == sorted(
         f"sensitivity/{name}" for name in NAMES
     )
-    steps = [4, 8, 12] if reason == "bfloat16" else [6, 9, 12]
+    steps = [6, 9, 12] if reason == "steps_per_execution" else [4, 8, 12]
     log = read_log(tmp_path)
     assert log.steps.tolist() == steps
     expected = TwinTraining("SageSGD", 0.02, bias_correction=False).reports()
@@ -248,7 +288,7 @@ def test_number_of_steps_unknown_to_keras(tmp_path):
         for start in range(0, len(x), BATCH):
             yield x[start : start + BATCH], y[start : start + BATCH]
 
-    model = network(SageSGD(0.02))
+    model = rewound(sage_sgd)
     model.fit(batches(), verbose=0, callbacks=[SensitivityLogger(tmp_path)])
     expected = TwinTraining("SageSGD", 0.02, bias_correction=False).reports(epochs=1)
     assert_equal_to_twin(read_log(tmp_path), expected, [6])
@@ -265,7 +305,7 @@ class StopAt(keras.callbacks.Callback):
 
 
 def test_training_that_is_stopped_in_mid_epoch(tmp_path):
-    history = fit(network(SageSGD(0.02)), SensitivityLogger(tmp_path), callbacks=[StopAt(2)])
+    history = fit(rewound(sage_sgd), SensitivityLogger(tmp_path), callbacks=[StopAt(2)])
     expected = TwinTraining("SageSGD", 0.02, bias_correction=False).reports(epochs=1)
     log = read_log(tmp_path)
     assert log.steps.tolist() == [3]
@@ -293,7 +333,7 @@ def test_other_callbacks_see_the_values(tmp_path, capsys):
     seen, before, file = Seen(), Seen(), tmp_path / "log.csv"
     before.on_epoch_end = lambda epoch, logs=None: before.epochs.append(dict(logs))
     x, y = data()
-    history = network(SageSGD(0.02)).fit(
+    history = rewound(sage_sgd).fit(
         x,
         y,
         batch_size=BATCH,
@@ -318,7 +358,7 @@ def test_other_callbacks_see_the_values(tmp_path, capsys):
 
 
 def test_groups_of_ones_own(tmp_path):
-    model = network(SageSGD(0.02, include=["kernel"]))
+    model = network(SageSGD(0.02, include=["kernel"]), run_eagerly=True)
     groups = {"second": "second", "biases": "bias", "all": "."}
     fit(model, SensitivityLogger(tmp_path, groups=groups, histograms=False), epochs=1)
     log = read_log(tmp_path)
@@ -329,8 +369,8 @@ def test_groups_of_ones_own(tmp_path):
 
 
 def test_quantiles_of_ones_own_and_no_tensorboard(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    fit(network(SageSGD(0.02)), SensitivityLogger(tmp_path, quantiles=[0, 1]), epochs=1)
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
+    fit(rewound(sage_sgd), SensitivityLogger(tmp_path, quantiles=[0, 1]), epochs=1)
     assert [path.name for path in tmp_path.iterdir()] == ["sensitivity.jsonl"]
     values = read_log(tmp_path).model.values
     assert [name for name in values if "q" in name] == ["q0", "q1", "scale_q0", "scale_q1"]
@@ -350,7 +390,9 @@ def test_a_model_that_is_not_built_before_training(tmp_path):
 
 
 def test_a_diverged_run_is_logged_as_strict_json(tmp_path):
-    fit(network(SageSGD(1e20)), SensitivityLogger(tmp_path), epochs=3)
+    model = rewound(sage_sgd)
+    model.optimizer.learning_rate = 1e20
+    fit(model, SensitivityLogger(tmp_path), epochs=3)
     for line in (tmp_path / "sensitivity.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=pytest.fail)
     assert np.isnan(read_log(tmp_path).model.values["mean"][-1])
@@ -360,6 +402,7 @@ def run(code):
     return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True)
 
 
+@pytest.mark.extended
 def test_a_killed_run_leaves_logs_that_read_back(tmp_path):
     """Of two loggers, with every scalar and histogram. Nor did they need TensorFlow."""
     killed = run(f"""
@@ -434,6 +477,7 @@ TWO_DEVICES = {
 }
 
 
+@pytest.mark.extended
 @pytest.mark.skipif(BACKEND not in TWO_DEVICES, reason="Keras has no distribution for torch")
 def test_two_devices(tmp_path):
     devices = textwrap.dedent(TWO_DEVICES[BACKEND])
@@ -477,7 +521,8 @@ def test_an_optimizer_that_measures_nothing_is_refused(optimizer, tmp_path):
 
 def test_groups_are_refused_before_training_goes_on():
     with pytest.raises(ValueError, match="Argument `groups` matches no variable"):
-        fit(network(SageSGD()), SensitivityLogger(groups={"nothing": "nowhere"}))
+        fit(rewound(sage_sgd), SensitivityLogger(groups={"nothing": "nowhere"}))
+    assert int(rewound(sage_sgd).optimizer.iterations) == 0
 
 
 @pytest.mark.parametrize(
