@@ -1,9 +1,15 @@
 """Groups of a model's variables: by layer, by pattern, or by a function of one's own."""
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+
 from sage_keras import arguments
+from sage_keras.annotations import Groups, Variable
 
 
-def group_variables(model, groups=None):
+def group_variables(model: keras.Model, groups: Groups = None) -> dict[str, list[Variable]]:
     """Groups the trainable variables of a model.
 
     Args:
@@ -53,7 +59,9 @@ def group_variables(model, groups=None):
     )
 
 
-def group_positions(model, groups, variables):
+def group_positions(
+    model: keras.Model, groups: Groups, variables: Sequence[Variable]
+) -> dict[str | None, list[int]]:
     """Where the variables of each group stand in a list, which need not hold all of them.
 
     Args:
@@ -69,7 +77,7 @@ def group_positions(model, groups, variables):
         ValueError: If none of these variables is in a group.
     """
     positions = {id(variable): position for position, variable in enumerate(variables)}
-    members = {None: list(positions.values())}
+    members: dict[str | None, list[int]] = {None: list(positions.values())}
     for name, group in group_variables(model, groups).items():
         found = [positions[id(variable)] for variable in group if id(variable) in positions]
         if found:
@@ -83,15 +91,15 @@ def group_positions(model, groups, variables):
     return members
 
 
-def _by_layer(model, variables):
-    owners = {}
+def _by_layer(model: keras.Model, variables: Sequence[Variable]) -> dict[str, list[Variable]]:
+    owners: dict[int, str] = {}
     for name, layer in _layers(model):
         for variable in layer.trainable_variables:
             owners.setdefault(id(variable), name)
     return _by_name([owners.get(id(variable), model.name) for variable in variables], variables)
 
 
-def _layers(model, prefix=""):
+def _layers(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for layer in model.layers:
         name = prefix + layer.name
         if getattr(layer, "layers", None):
@@ -99,7 +107,7 @@ def _layers(model, prefix=""):
         yield name, layer
 
 
-def _by_pattern(groups, variables):
+def _by_pattern(groups: dict[str, str], variables: Sequence[Variable]) -> dict[str, list[Variable]]:
     paths = [variable.path for variable in variables]
     grouped = {}
     for name, pattern in groups.items():
@@ -115,8 +123,10 @@ def _by_pattern(groups, variables):
     return grouped
 
 
-def _by_name(names, variables):
-    grouped = {}
+def _by_name(
+    names: Sequence[str | None], variables: Sequence[Variable]
+) -> dict[str, list[Variable]]:
+    grouped: dict[str, list[Variable]] = {}
     for name, variable in zip(names, variables):
         if name is not None:
             _check_name(name)
@@ -124,7 +134,7 @@ def _by_name(names, variables):
     return grouped
 
 
-def _check_name(name):
+def _check_name(name: Any) -> None:
     if not isinstance(name, str):
         raise TypeError(
             'Argument `groups` must give names that are strings, such as "attention". '

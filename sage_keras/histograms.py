@@ -8,10 +8,13 @@ A large model is sampled: `stride` says how far apart the parameters lie that ar
 """
 
 import math
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 from keras import ops
+
+from sage_keras.annotations import Tensor
 
 _MANTISSA_BITS = 5
 _SHIFT = 23 - _MANTISSA_BITS  # of the 23 bits of a float32's mantissa
@@ -29,7 +32,7 @@ _SAMPLE_PER_VARIABLE = 2**16
 _RUN = 2**10  # the elements that are added up one by one
 
 
-def stride(shape, total):
+def stride(shape: Sequence[int], total: int) -> int:
     """How far apart the elements of a variable lie that are looked at.
 
     It has no factor in common with the size, so that all rows and columns have their turn.
@@ -54,12 +57,12 @@ def stride(shape, total):
     return step
 
 
-def sample(values, step):
+def sample(values: Tensor, step: int) -> Tensor:
     """Every `step`-th element, as a new vector."""
     return ops.copy(ops.reshape(values, (-1,))[::step])
 
 
-def total(values):
+def total(values: Tensor) -> Tensor:
     """The sum of non-negative values, in runs so short that no running sum loses much.
 
     XLA adds up one by one, and makes one sum of two in a row unless something stands between them.
@@ -74,7 +77,7 @@ def total(values):
     return ops.add(total(runs), ops.sum(values[whole:]))
 
 
-def counts(samples):
+def counts(samples: Sequence[Tensor]) -> Tensor:
     """For each vector the counts of its elements, in bins of equal width in each octave.
 
     Args:
@@ -93,14 +96,14 @@ def counts(samples):
     return ops.cast(ops.reshape(counted, (len(samples), _BINS)), "float32")
 
 
-def _count(indices, bins):
+def _count(indices: Tensor, bins: int) -> Tensor:
     # One of keras.ops is too slow on torch, by 12 times, and the other does not compile elsewhere.
     if keras.backend.backend() == "torch":
         return ops.bincount(indices, minlength=bins)
     return ops.segment_sum(ops.ones_like(indices), indices, num_segments=bins)
 
 
-def _bin_values():
+def _bin_values() -> np.ndarray:
     """The middle of each bin; zero for the lowest octave, not-a-number for the highest."""
     exponents = np.arange(_OCTAVES).reshape(-1, 1) - 127.0
     middles = 2**exponents * (1 + (np.arange(_PER_OCTAVE) + 0.5) / _PER_OCTAVE)
@@ -113,7 +116,7 @@ _FINITE_VALUES = np.nan_to_num(BIN_VALUES)
 _NOT_FINITE = (_OCTAVES - 1) * _PER_OCTAVE  # the first bin of the highest octave
 
 
-def quantiles(counts, probabilities):
+def quantiles(counts: Tensor, probabilities: Sequence[float]) -> Tensor:
     """The quantiles of histograms, each at most 1.6 % from an element of that rank.
 
     Args:
@@ -135,7 +138,7 @@ def quantiles(counts, probabilities):
     )
 
 
-def gini(counts):
+def gini(counts: Tensor) -> Tensor:
     """The Gini index of histograms: 0 if all elements are equal, near 1 if few hold all.
 
     Args:
@@ -154,7 +157,7 @@ def gini(counts):
     return ops.sum(mass * rank, axis=-1) / ops.maximum(ops.sum(mass, axis=-1), 2.0**-126)
 
 
-def coarse(counts):
+def coarse(counts: Tensor) -> Tensor:
     """The counts in `COARSE_EDGES`, and the count of zeros before them.
 
     Args:
@@ -173,7 +176,7 @@ def coarse(counts):
 COARSE_EDGES = np.append(np.outer(2.0 ** np.arange(-126, 128), [1.0, 1.5]), 2.0**128)
 
 
-def _cumulative(counts):
+def _cumulative(counts: Tensor) -> Tensor:
     """Running sums over the bins, octave by octave: short sums compile to fast code everywhere."""
     octaves = ops.reshape(counts, (*counts.shape[:-1], _OCTAVES, _PER_OCTAVE))
     within = ops.cumsum(octaves, axis=-1)
@@ -182,7 +185,7 @@ def _cumulative(counts):
     return ops.reshape(within + ops.expand_dims(before, -1), counts.shape)
 
 
-def group_histograms(histograms, groups):
+def group_histograms(histograms: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
     """The histograms of groups of variables.
 
     Args:
@@ -198,7 +201,7 @@ def group_histograms(histograms, groups):
     return ops.segment_sum(rows, ops.convert_to_tensor(owners), num_segments=len(groups))
 
 
-def group_sums(values, groups):
+def group_sums(values: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
     """The sums of groups of variables.
 
     Args:
@@ -211,14 +214,14 @@ def group_sums(values, groups):
     return ops.sum(_by_group(values, groups), axis=-1)
 
 
-def group_maxima(values, groups):
+def group_maxima(values: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
     """The largest number of groups of variables; the arguments are those of `group_sums`."""
     return ops.max(_by_group(values, groups), axis=-1)
 
 
-def _by_group(values, groups):
+def _by_group(values: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
     """A row for each group, with zeros for the variables that are not in it."""
     members = np.zeros((len(groups), values.shape[0]), dtype="bool")
     for row, group in zip(members, groups):
-        row[group] = True
+        row[list(group)] = True
     return ops.where(ops.convert_to_tensor(members), ops.expand_dims(values, 0), 0.0)

@@ -201,7 +201,10 @@ class SensitivityLogger(StateLogger):
     def _report(self, values: SensitivityValues) -> dict[str, float]:
         """Makes a report, and returns its values of the whole model."""
         copy = self._copies.get(_previous(self._now), UNKNOWN)
-        report = {log_format.STEP: max(self._now), log_format.EPOCH: self._epoch}
+        report: dict[str, Any] = {
+            log_format.STEP: max(self._now),
+            log_format.EPOCH: self._epoch,
+        }
         report |= values.report(self._optimizers(), self._now, copy)
         self._log.write(report)
         self._last: dict[str, float] = report[log_format.MODEL][log_format.VALUES]

@@ -167,7 +167,7 @@ class _Table:
 
     def _values(self, slots: list[Any], steps: Tensor, previous: list[Tensor] | None) -> Tensor:
         """A row for each group, whose columns are what `SensitivityValues._entries` makes of it."""
-        optimizers = [self._optimizers[owner]() for owner in self._owners]
+        optimizers: list[Any] = [self._optimizers[owner]() for owner in self._owners]
         own_steps = [steps[owner] for owner in self._owners]
         # The correction for having begun at zero is one factor for the whole variable.
         factors = [

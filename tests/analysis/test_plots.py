@@ -124,6 +124,18 @@ def test_heat_map_of_other_values_is_linear_and_zero_is_a_value(log):
         plot_heat_map(log, "q0.5")
 
 
+def test_heat_map_without_groups_is_refused(tmp_path):
+    log = read_log(write_log(tmp_path, report(1, groups=())))
+    with pytest.raises(ValueError, match="no groups to draw"):
+        plot_heat_map(log)
+
+
+def test_the_largest_steps_are_drawn_in_their_order(tmp_path):
+    log = read_log(write_log(tmp_path, *(report(step) for step in (2**62, 2**63 - 1))))
+    edges = plot_heat_map(log).collections[0].get_coordinates()[0, :, 0]
+    assert (np.diff(edges) > 0).all()
+
+
 def test_heat_map_of_nothing_but_zeros_is_drawn(log):
     for group in log.groups.values():
         group.values["mean"][:] = 0

@@ -162,7 +162,7 @@ def test_groups_that_leave_out_what_the_optimizer_acts_on(make_logger):
     model.optimizer.build(model.trainable_variables)
     logger = make_logger(groups={"biases": "bias"})
     logger.set_model(model)
-    with pytest.raises(ValueError, match="`groups` leaves out all .*\n.*first/kernel"):
+    with pytest.raises(ValueError, match=r"`groups` leaves out all .*\n.*first/kernel"):
         logger.on_train_begin()
 
 

@@ -155,7 +155,9 @@ def test_a_log_of_another_frequency_is_refused_before_it_is_added_to(tmp_path):
     writer = LogWriter(tmp_path, SENSITIVITY, update_freq=5)
     writer.write(whole_report(5))
     before = (tmp_path / SENSITIVITY.file).read_bytes()
-    with pytest.raises(ValueError, match="update_freq=5, or take .* Received: update_freq='epoch'"):
+    with pytest.raises(
+        ValueError, match=r"update_freq=5, or take .* Received: update_freq='epoch'"
+    ):
         LogWriter(tmp_path, SENSITIVITY, update_freq="epoch")
     assert (tmp_path / SENSITIVITY.file).read_bytes() == before
     LogWriter(tmp_path, SENSITIVITY, update_freq=5).write(whole_report(10))
