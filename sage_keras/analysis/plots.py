@@ -301,7 +301,8 @@ def _title(name: str) -> str:
 
 def _name_rows(axes: Axes, names: list[str]) -> None:
     """Labels the rows of a heat map, and only so many as there is room for."""
-    height = axes.get_position().height * axes.figure.get_figheight()
+    figure: Any = axes.figure
+    height = axes.get_position().height * figure.get_figheight()
     every = max(1, math.ceil(len(names) * 0.8 * _INCHES_PER_ROW / height))
     axes.set_yticks(
         range(0, len(names), every),
@@ -329,7 +330,7 @@ def _explain_gaps(axes: Axes, zero: bool, missing: bool) -> None:
     if zero:
         handles.append(Patch(facecolor="white", edgecolor="0.4", label="zero"))
     if missing:
-        gap = {"facecolor": "0.85", "edgecolor": "0.6", "hatch": "////"}
+        gap: dict[str, Any] = {"facecolor": "0.85", "edgecolor": "0.6", "hatch": "////"}
         handles.append(Patch(**gap, label="no value"))
     if handles:
         axes.figure.legend(handles=handles, loc="outside lower right", ncols=2, fontsize=8)

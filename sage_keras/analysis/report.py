@@ -242,12 +242,12 @@ def _table(header: list[list[tuple[str, int]]], rows: list[list[str]]) -> str:
     """A table whose header has rows of (title, columns), and whose rows begin with a name."""
     lines = ['<div class="scroll" tabindex="0">', "<table>", "<thead>"]
     for titles in header:
-        cells = [
+        heads = [
             f'<th scope="{"col" if span == 1 else "colgroup"}" colspan="{span}">'
             f"{html.escape(printable(title))}</th>"
             for title, span in titles
         ]
-        lines.append(f"<tr>{''.join(cells)}</tr>")
+        lines.append(f"<tr>{''.join(heads)}</tr>")
     lines += ["</thead>", "<tbody>"]
     for name, *values in rows:
         cells = "".join(f"<td>{html.escape(value)}</td>" for value in values)

@@ -158,13 +158,17 @@ def _check_entry(name: str, entry: Any, bins: int) -> None:
 def _check_value_name(name: str) -> None:
     """Words, or a quantile as `f"q{number:g}"` writes it."""
     quantile = _QUANTILE.fullmatch(name)
-    try:
-        known = bool(quantile) and f"{float(quantile[1]):g}" == quantile[1]
-        known = known and 0 <= float(quantile[1]) <= 1
-    except ValueError:
-        known = False
-    if not known and not _WORDS.fullmatch(name):
+    known = _WORDS.fullmatch(name) if quantile is None else _is_probability(quantile[1])
+    if not known:
         raise ValueError(f"{name!r} is no name of a value")
+
+
+def _is_probability(digits: str) -> bool:
+    try:
+        number = float(digits)
+    except ValueError:
+        return False
+    return 0 <= number <= 1 and f"{number:g}" == digits
 
 
 def _edges(edges: Any) -> list[float]:
