@@ -25,13 +25,14 @@ def network(optimizer, **arguments):
     return model
 
 
-def rewound(make):
+def rewound(make, **arguments):
     """The network as it was before its first step, compiled once for all tests of a process.
 
     Args:
         make: Function that returns the optimizer, of a name of its own.
+        **arguments: Arguments of `compile`.
     """
-    model, start = _compiled_once(make)
+    model, start = _compiled_once(make, **arguments)
     for variable, value in zip(_state(model), start):
         variable.assign(value)
     model.stop_training = False
@@ -39,8 +40,8 @@ def rewound(make):
 
 
 @functools.cache
-def _compiled_once(make):
-    model = network(make())
+def _compiled_once(make, **arguments):
+    model = network(make(), **arguments)
     model.optimizer.build(model.trainable_variables)
     return model, [to_numpy(variable) for variable in _state(model)]
 

@@ -178,7 +178,7 @@ def test_an_execution_that_jumps_over_a_stage(tmp_path):
 
 
 def test_resumed_training_counts_on(tmp_path):
-    model = network(dense(stage_steps=4))
+    model = network(dense(stage_steps=4), run_eagerly=True)
     fit(model, DPSLogger(tmp_path), epochs=1)
     model.save(tmp_path / "model.keras")
     again, logger = keras.models.load_model(tmp_path / "model.keras"), DPSLogger(tmp_path)
@@ -226,7 +226,7 @@ def test_a_model_that_is_not_built_before_training():
     """Selected after its first batch; 11 of 15, 3 of 3, 5 of 6 and 2 of 2 weights."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.layers.Dense(3), keras.layers.Dense(2)])
-    model.compile(optimizer=dense(stage_steps=1), loss="mse")
+    model.compile(optimizer=dense(stage_steps=1), loss="mse", run_eagerly=True)
     seen = Seen()
     fit(model, DPSLogger(), epochs=1, callbacks=[seen])
     assert seen.batches == [(0, 2, 1, 21 / 26), (2, 2, 2, 21 / 26), (4, 2, 3, 21 / 26)]

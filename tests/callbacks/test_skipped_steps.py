@@ -22,7 +22,7 @@ def loss_scaled():
 def compiled(make):
     """A model that all tests with one optimizer share: the counts of each `fit` are its own."""
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    model.compile(optimizer=make(), loss="mse")
+    model.compile(optimizer=make(), loss="mse", run_eagerly=True)
     return model
 
 

@@ -25,6 +25,11 @@ def selecting():
     return Selecting(0.02, stage_steps=2)
 
 
+def eager_model():
+    """What these tests are about does not depend on how the model's own step is compiled."""
+    return rewound(selecting, run_eagerly=True)
+
+
 def batches():
     x, y = data()
     for start in range(0, len(x), BATCH):
@@ -32,7 +37,7 @@ def batches():
 
 
 def test_a_loop_of_ones_own_reports_what_fit_does(tmp_path):
-    model = rewound(selecting)
+    model = eager_model()
     expected = fit(
         model,
         SensitivityLogger(tmp_path / "fit", update_freq=2),
@@ -41,7 +46,7 @@ def test_a_loop_of_ones_own_reports_what_fit_does(tmp_path):
     ).history
 
     loggers = [SensitivityLogger(tmp_path / "loop", update_freq=2), DPSLogger(tmp_path / "loop")]
-    rewound(selecting)
+    eager_model()
     callbacks = keras.callbacks.CallbackList(loggers, model=model)
     callbacks.on_train_begin()
     callbacks.on_epoch_begin(0)
@@ -65,7 +70,7 @@ def test_a_loop_of_ones_own_reports_what_fit_does(tmp_path):
 
 @LOGGERS
 def test_a_loop_that_tells_of_epochs_only(make_logger):
-    model, logger = rewound(selecting), make_logger()
+    model, logger = eager_model(), make_logger()
     logger.set_model(model)
     logger.on_train_begin()
     for x, y in batches():
@@ -133,7 +138,7 @@ def test_an_optimizer_that_is_an_attribute_of_the_model(tmp_path):
 @LOGGERS
 def test_what_holds_no_optimizer_is_refused(make_logger):
     logger = make_logger(optimizer="discriminator.optimiser")
-    logger.set_model(rewound(selecting))
+    logger.set_model(eager_model())
     with pytest.raises(ValueError, match=r"`optimizer` must be the name .*'discriminator\.optimi"):
         logger.on_train_begin()
     with pytest.raises(TypeError, match="`optimizer` must be None or a string"):
@@ -142,7 +147,7 @@ def test_what_holds_no_optimizer_is_refused(make_logger):
 
 @LOGGERS
 def test_what_no_log_can_hold_is_refused_before_training(make_logger, tmp_path):
-    model = rewound(selecting)
+    model = eager_model()
     with pytest.raises(ValueError, match="`log_dir` must be a folder of a file system"):
         make_logger("gs://bucket/run")
     for groups, error in [
@@ -169,9 +174,9 @@ def test_groups_that_leave_out_what_the_optimizer_acts_on(make_logger):
 def test_a_log_of_another_frequency_is_not_continued(tmp_path):
     for update_freq, fits in {3: True, 2: False}.items():
         logger = SensitivityLogger(tmp_path, update_freq=update_freq)
-        logger.set_model(rewound(selecting))
+        logger.set_model(eager_model())
         if fits:
-            fit(rewound(selecting), logger, epochs=1)
+            fit(eager_model(), logger, epochs=1)
             continue
         with pytest.raises(ValueError, match=r"Go on with update_freq=3.*Received: update_freq=2"):
             logger.on_train_begin()
@@ -181,7 +186,7 @@ def test_a_log_of_another_frequency_is_not_continued(tmp_path):
 def test_the_model_says_whether_xla_compiles(tmp_path):
     import tensorflow as tf
 
-    model = network(selecting(), jit_compile=False)
+    model = network(selecting(), run_eagerly=True)  # and so without XLA
     tf.debugging.enable_check_numerics()  # XLA knows no such operation
     try:
         fit(model, SensitivityLogger(tmp_path), callbacks=[DPSLogger(tmp_path)], epochs=1)
@@ -253,7 +258,7 @@ def test_subnetworks_that_are_empty(tmp_path, monkeypatch):
     """As scores select that are not numbers: nothing, and nothing is like nothing."""
     nothing = lambda self, variable: keras.ops.zeros(variable.shape, "bool")  # noqa: E731
     monkeypatch.setattr(Selecting, "subnetwork", nothing)
-    history = fit(rewound(selecting), DPSLogger(tmp_path), epochs=1).history
+    history = fit(eager_model(), DPSLogger(tmp_path), epochs=1).history
     log = read_dps_log(tmp_path)
     assert log.steps.tolist() == [2, 6]
     assert log.model.values["share"].tolist() == [0, 0]
