@@ -4,9 +4,12 @@ import functools
 
 import keras
 import numpy as np
-from modes import to_numpy
+from modes import BACKEND, to_numpy
 
 BATCHES, BATCH = 6, 4
+# For tests to which it is all one how the model's own step is compiled. JAX compiles what is eager
+# piece by piece, which takes longer.
+CHEAPEST = {"run_eagerly": BACKEND != "jax"}
 
 
 def data(batches=BATCHES):

@@ -7,7 +7,7 @@ import twin
 import twin_dps
 from mixing_jobs import inject_columns
 from modes import BACKEND, to_numpy
-from two_layers import BATCHES, fit, gradients, network
+from two_layers import BATCHES, CHEAPEST, fit, gradients, network
 
 from sage_keras import DPSDense, DPSMix, Mixout
 from sage_keras.analysis import read_dps_log
@@ -127,7 +127,7 @@ def test_values_of_dense_are_those_of_the_twin(scaled, tmp_path):
     if scaled:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=16.0)
     logger = CountedLogger(tmp_path)
-    history = fit(network(optimizer, run_eagerly=scaled), logger, epochs=3).history
+    history = fit(network(optimizer, **(CHEAPEST if scaled else {})), logger, epochs=3).history
     expected = TwinTraining(3).reports(epochs=3)
     log = read_dps_log(tmp_path)
     assert_equal_to_twin(log, expected, [3, 9, 15])
@@ -159,7 +159,7 @@ def test_values_of_mix_are_those_of_the_twin(tmp_path, monkeypatch):
 
 def test_gradient_accumulation(tmp_path):
     optimizer = dense(stage_steps=1, gradient_accumulation_steps=3)
-    fit(network(optimizer, run_eagerly=True), DPSLogger(tmp_path), epochs=3, batches=7)
+    fit(network(optimizer, **CHEAPEST), DPSLogger(tmp_path), epochs=3, batches=7)
     expected = TwinTraining(1, accumulation=3).reports(epochs=3, batches=7)
     assert_equal_to_twin(read_dps_log(tmp_path), expected, [1, 3, 5, 7])
 
@@ -178,7 +178,7 @@ def test_an_execution_that_jumps_over_a_stage(tmp_path):
 
 
 def test_resumed_training_counts_on(tmp_path):
-    model = network(dense(stage_steps=4), run_eagerly=True)
+    model = network(dense(stage_steps=4), **CHEAPEST)
     fit(model, DPSLogger(tmp_path), epochs=1)
     model.save(tmp_path / "model.keras")
     again, logger = keras.models.load_model(tmp_path / "model.keras"), DPSLogger(tmp_path)
@@ -197,7 +197,7 @@ def test_multi_optimizer(tmp_path):
     """Stages of different lengths, and an optimizer that selects in none of its variables."""
     inner = {"first/kernel": dense(2), "first/bias": dense(1, exclude=["."]), "second": dense(3)}
     chosen = lambda variable: next(one for key, one in inner.items() if key in variable.path)  # noqa: E731
-    model = network(keras.optimizers.MultiOptimizer(chosen), run_eagerly=True)
+    model = network(keras.optimizers.MultiOptimizer(chosen), **CHEAPEST)
     logger = DPSLogger(tmp_path, groups={"first": "first", "second": "second"})
     history = fit(model, logger).history
     expected = TwinTraining([2, None, 3, 3]).reports(epochs=2)
@@ -226,7 +226,7 @@ def test_a_model_that_is_not_built_before_training():
     """Selected after its first batch; 11 of 15, 3 of 3, 5 of 6 and 2 of 2 weights."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.layers.Dense(3), keras.layers.Dense(2)])
-    model.compile(optimizer=dense(stage_steps=1), loss="mse", run_eagerly=True)
+    model.compile(optimizer=dense(stage_steps=1), loss="mse", **CHEAPEST)
     seen = Seen()
     fit(model, DPSLogger(), epochs=1, callbacks=[seen])
     assert seen.batches == [(0, 2, 1, 21 / 26), (2, 2, 2, 21 / 26), (4, 2, 3, 21 / 26)]

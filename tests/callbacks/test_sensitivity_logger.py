@@ -14,7 +14,7 @@ import pytest
 from modes import BACKEND, to_numpy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from twin import TWINS
-from two_layers import BATCH, BATCHES, data, fit, gradients, network, rewound
+from two_layers import BATCH, BATCHES, CHEAPEST, data, fit, gradients, network, rewound
 
 import sage_keras
 from sage_keras import SageSGD, SubnetworkSelection
@@ -118,7 +118,7 @@ def assert_equal_to_twin(log, expected, steps, scales=True):
 )
 def test_values_are_those_of_the_twin(name, settings, tmp_path):
     optimizer = getattr(sage_keras, name)(learning_rate=0.02, **settings)
-    model = network(optimizer, run_eagerly=name != "Sage")
+    model = network(optimizer, **({} if name == "Sage" else CHEAPEST))
     fit(model, SensitivityLogger(tmp_path, update_freq="batch"))
     expected = TwinTraining(name, learning_rate=0.02, **settings).reports()
     log = read_log(tmp_path)
@@ -170,7 +170,7 @@ def test_gradient_accumulation(tmp_path):
 
 
 def test_resumed_training_counts_on(tmp_path):
-    model = rewound(sage_sgd, run_eagerly=True)
+    model = rewound(sage_sgd, **CHEAPEST)
     fit(model, SensitivityLogger(tmp_path, update_freq=4), epochs=1)
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
@@ -209,7 +209,7 @@ def test_multi_optimizer(tmp_path):
         "second": SageSGD(0.02, beta_3=0.9, include=["kernel"]),
     }
     chosen = lambda variable: inner["first" if "first" in variable.path else "second"]  # noqa: E731
-    model = network(keras.optimizers.MultiOptimizer(chosen), run_eagerly=True)
+    model = network(keras.optimizers.MultiOptimizer(chosen), **CHEAPEST)
     fit(model, SensitivityLogger(tmp_path), epochs=1)
     log = read_log(tmp_path)
     assert [one["beta_3"] for one in log.optimizers] == [0.75, 0.9]
@@ -244,7 +244,7 @@ class ThirdOfScale(SageSGD):
 
 
 def test_scale_values_are_what_the_optimizer_says_they_are(tmp_path):
-    model = network(ThirdOfScale(0.02, guide=False), run_eagerly=True)
+    model = network(ThirdOfScale(0.02, guide=False), **CHEAPEST)
     fit(model, SensitivityLogger(tmp_path, update_freq=4))
     twin = TwinTraining("SageSGD", 0.02, bias_correction=False, guide=False).reports()
     scales = read_log(tmp_path).model.values["scale_mean"]
@@ -260,9 +260,9 @@ class StatefulScale(SageSGD):
 @pytest.mark.parametrize("reason", ["bfloat16", "steps_per_execution", "overrides `_scale`"])
 def test_scale_values_are_left_out_with_one_warning(reason, tmp_path):
     if reason == "bfloat16":
-        model = network(SageSGD(0.02, sensitivity_dtype="bfloat16"), run_eagerly=True)
+        model = network(SageSGD(0.02, sensitivity_dtype="bfloat16"), **CHEAPEST)
     elif reason == "overrides `_scale`":
-        model = network(StatefulScale(0.02), run_eagerly=True)
+        model = network(StatefulScale(0.02), **CHEAPEST)
     elif BACKEND == "torch":
         pytest.skip("Keras runs one step per execution on torch")
     else:
@@ -359,7 +359,7 @@ def test_other_callbacks_see_the_values(tmp_path, capsys):
 
 
 def test_groups_of_ones_own(tmp_path):
-    model = network(SageSGD(0.02, include=["kernel"]), run_eagerly=True)
+    model = network(SageSGD(0.02, include=["kernel"]), **CHEAPEST)
     groups = {"second": "second", "biases": "bias", "all": "."}
     fit(model, SensitivityLogger(tmp_path, groups=groups, histograms=False), epochs=1)
     log = read_log(tmp_path)
@@ -371,7 +371,7 @@ def test_groups_of_ones_own(tmp_path):
 
 def test_quantiles_of_ones_own_and_no_tensorboard(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
-    model = rewound(sage_sgd, run_eagerly=True)
+    model = rewound(sage_sgd, **CHEAPEST)
     fit(model, SensitivityLogger(tmp_path, quantiles=[0, 1]), epochs=1)
     assert [path.name for path in tmp_path.iterdir()] == ["sensitivity.jsonl"]
     values = read_log(tmp_path).model.values

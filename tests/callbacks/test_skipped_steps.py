@@ -5,6 +5,7 @@ import functools
 import keras
 import numpy as np
 import pytest
+from two_layers import CHEAPEST
 
 from sage_keras import Sage, SageSGD
 from sage_keras.callbacks import RaiseOnSkippedSteps
@@ -22,7 +23,7 @@ def loss_scaled():
 def compiled(make):
     """A model that all tests with one optimizer share: the counts of each `fit` are its own."""
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    model.compile(optimizer=make(), loss="mse", run_eagerly=True)
+    model.compile(optimizer=make(), loss="mse", **CHEAPEST)
     return model
 
 

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 from modes import BACKEND, to_numpy
-from two_layers import BATCH, data, fit, network, rewound
+from two_layers import BATCH, CHEAPEST, data, fit, network, rewound
 
 from sage_keras import SageSGD, SubnetworkSelection
 from sage_keras.analysis import read_dps_log, read_log
@@ -27,7 +27,7 @@ def selecting():
 
 def eager_model():
     """What these tests are about does not depend on how the model's own step is compiled."""
-    return rewound(selecting, run_eagerly=True)
+    return rewound(selecting, **CHEAPEST)
 
 
 def batches():
@@ -186,14 +186,16 @@ def test_a_log_of_another_frequency_is_not_continued(tmp_path):
 def test_the_model_says_whether_xla_compiles(tmp_path):
     import tensorflow as tf
 
-    model = network(selecting(), run_eagerly=True)  # and so without XLA
+    model = network(selecting(), jit_compile=False)
     tf.debugging.enable_check_numerics()  # XLA knows no such operation
     try:
-        fit(model, SensitivityLogger(tmp_path), callbacks=[DPSLogger(tmp_path)], epochs=1)
+        fit(
+            model, SensitivityLogger(tmp_path), callbacks=[DPSLogger(tmp_path)], epochs=1, batches=2
+        )
     finally:
         tf.debugging.disable_check_numerics()
-    assert read_log(tmp_path).steps.tolist() == [6]
-    assert read_dps_log(tmp_path).steps.tolist() == [2, 6]
+    assert read_log(tmp_path).steps.tolist() == [2]
+    assert read_dps_log(tmp_path).steps.tolist() == [2]
 
 
 def test_compiled_once_for_a_model_and_its_optimizer(monkeypatch):
@@ -211,19 +213,19 @@ def test_compiled_once_for_a_model_and_its_optimizer(monkeypatch):
 
     monkeypatch.setattr(sensitivity_values, "compiled", counting)
     monkeypatch.setattr(dps_logger, "compiled", counting)
-    model = network(selecting(), run_eagerly=True)  # what the logger compiles does count
+    model = network(selecting(), **CHEAPEST)  # what the logger compiles does count
     reused = [SensitivityLogger(), DPSLogger()]
     for loggers in (reused, reused, [SensitivityLogger(), DPSLogger()]):
-        fit(model, loggers[0], callbacks=loggers[1:])
+        fit(model, loggers[0], callbacks=loggers[1:], epochs=1, batches=2)
     assert len(compilations) == 3  # samples, values and counts
     if BACKEND != "torch":
         assert len(traces) == 3
-    fit(model, SensitivityLogger(quantiles=[0.5]), epochs=1)
+    fit(model, SensitivityLogger(quantiles=[0.5]), epochs=1, batches=1)
     assert len(compilations) == 5
 
 
 def test_what_was_compiled_goes_with_the_model():
-    model = network(selecting(), run_eagerly=True)
+    model = network(selecting(), **CHEAPEST)
     model.optimizer.build(model.trainable_variables)
     for quantile in (0.25, 0.5):
         logger = SensitivityLogger(quantiles=[quantile])
@@ -236,9 +238,7 @@ def test_what_was_compiled_goes_with_the_model():
     del logger
     gc.collect()
     assert table() is not None
-    model.compile(
-        optimizer=selecting(), run_eagerly=True
-    )  # the next logger finds the optimizer gone
+    model.compile(optimizer=selecting(), **CHEAPEST)  # the next logger finds the optimizer gone
     model.optimizer.build(model.trainable_variables)
     gc.collect()
     logger = SensitivityLogger()
