@@ -108,7 +108,7 @@ def _bin_values() -> np.ndarray:
     exponents = np.arange(_OCTAVES).reshape(-1, 1) - 127.0
     middles = 2**exponents * (1 + (np.arange(_PER_OCTAVE) + 0.5) / _PER_OCTAVE)
     middles[0], middles[-1] = 0.0, np.nan
-    return middles.reshape(-1).astype("float32")
+    return np.asarray(middles.reshape(-1), dtype="float32")
 
 
 BIN_VALUES = _bin_values()

@@ -183,12 +183,13 @@ class SensitivityLogger(StateLogger):
 
     def _passes(self, batches: int) -> bool:
         """Whether a multiple of `update_freq` lies within the next batches."""
-        return (self._batches + batches) // self._every > self._batches // self._every
+        return bool((self._batches + batches) // self._every > self._batches // self._every)
 
     def _may_end_epoch(self, batch: int) -> bool:
         """Whether the last step of the epoch may come in this execution."""
-        steps = (self.params or {}).get("steps")
-        return steps is None or batch + self._steps_per_execution + self._accumulation > steps
+        steps: int | None = (self.params or {}).get("steps")
+        next_batch: int = batch + self._steps_per_execution + self._accumulation
+        return steps is None or next_batch > steps
 
     def _remember(self) -> None:
         """Copies the slots, unless no step was made since the last copy."""
@@ -207,11 +208,12 @@ class SensitivityLogger(StateLogger):
         }
         report |= values.report(self._optimizers(), self._now, copy)
         self._log.write(report)
-        self._last: dict[str, float] = report[log_format.MODEL][log_format.VALUES]
+        last: dict[str, float] = report[log_format.MODEL][log_format.VALUES]
+        self._last = last
         self._reported = True
         self._due = False
         self._copies = {}
-        return self._last
+        return last
 
 
 def _previous(iterations: tuple[int, ...]) -> tuple[int, ...]:

@@ -97,7 +97,8 @@ class RaiseOnSkippedSteps(keras.callbacks.Callback):
 
     def _skipped(self) -> float:
         optimizers = self._optimizers()
-        return _halvings(self.model.optimizer) + sum(one.skipped_steps for one in optimizers)
+        skipped: int = sum(one.skipped_steps for one in optimizers)
+        return _halvings(self.model.optimizer) + skipped
 
     def _optimizers(self) -> list[Any]:
         found = find_optimizers(self.model.optimizer, WholeState)

@@ -171,9 +171,9 @@ def _is_probability(digits: str) -> bool:
     return 0 <= number <= 1 and f"{number:g}" == digits
 
 
-def _edges(edges: Any) -> list[float]:
-    """`edges`, if they are some of the fixed grid, one after the other."""
-    _is(EDGES, edges, list)
+def _edges(values: Any) -> list[float]:
+    """`values`, if they are edges: some of the fixed grid, one after the other."""
+    edges: list[float] = _is(EDGES, values, list)
     for edge in edges:
         _number(EDGES, edge, low=0, high=float(COARSE_EDGES[-1]))
     begin = int(np.searchsorted(COARSE_EDGES, edges[0])) if edges else 0
