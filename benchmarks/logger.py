@@ -21,7 +21,7 @@ from keras import ops
 from benchmarks import common
 from sage_keras import Sage
 from sage_keras.callbacks import SensitivityLogger
-from sage_keras.callbacks.figures import SlotFigures
+from sage_keras.callbacks.sensitivity_values import SensitivityValues
 
 MINILM = {"num_layers": 6, "num_heads": 12, "hidden_dim": 384, "intermediate_dim": 1536}
 BERT_BASE = {"num_layers": 12, "num_heads": 12, "hidden_dim": 768, "intermediate_dim": 3072}
@@ -108,7 +108,7 @@ def report():
     optimizer.build(model.trainable_variables)
     step = optimizer_step(model)
     step()
-    figures = SlotFigures(model, None, (0.05, 0.25, 0.5, 0.75, 0.95), True)
+    values = SensitivityValues(model, [optimizer], None, (0.05, 0.25, 0.5, 0.75, 0.95), True)
     copied = []
     convert = ops.convert_to_numpy
 
@@ -120,7 +120,7 @@ def report():
     seconds = {"step": [], "report": []}
     for turn in range(6):
         began = time.perf_counter()
-        copies = figures.copy(model)
+        copies = values.copy([optimizer])
         wait(copies)
         copying = time.perf_counter() - began
 
@@ -131,7 +131,7 @@ def report():
         copied.clear()
         ops.convert_to_numpy = counting
         began = time.perf_counter()
-        figures.report(model, [turn + 2], copies)
+        values.report([optimizer], [turn + 2], copies)
         reporting = time.perf_counter() - began
         ops.convert_to_numpy = convert
         if turn:

@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 
 from sage_keras import TRANSFORMER_BLOCKS, TRANSFORMER_MATRICES, DPSDense, DPSMix, Sage
 from sage_keras.callbacks import SwapTrueWeights
-from sage_keras.callbacks.sinks import JsonLinesSink
+from sage_keras.log.writing import JsonLines
 
 ARMS = ("AdamW", "Sage", "DPSDense", "DPSMix")
 MINILM = "all-MiniLM-L6-v2"
@@ -97,7 +97,7 @@ class Runs:
     """
 
     def __init__(self, path):
-        self._sink = JsonLinesSink(path)  # removes what a killed run left of its last line
+        self._lines = JsonLines(path)  # removes what a killed run left of its last line
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         self._results = {_frozen(line["run"]): line["result"] for line in lines}
 
@@ -108,7 +108,7 @@ class Runs:
         return self._results[_frozen(key)]
 
     def add(self, key, result):
-        self._sink.write({"run": key, "result": result})
+        self._lines.append({"run": key, "result": result})
         self._results[_frozen(key)] = result
 
 

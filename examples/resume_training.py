@@ -262,9 +262,7 @@ def print_results(model, test_data, start, options):
     if options.optimizer == "sage":
         log = read_log(log_dir(options))
         print(f"reports   {len(log.steps)}")
-        print(
-            f"scale     {log.model.figures['scale_mean'][-1]:.4f} in the mean, at the last report"
-        )
+        print(f"scale     {log.model.values['scale_mean'][-1]:.4f} in the mean, at the last report")
 
 
 def parse_arguments(arguments):

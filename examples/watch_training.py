@@ -139,9 +139,9 @@ def in_blocks(scores):
 def print_table(logs, curves):
     rows = [["run", "steps", "mean sensitivity", "redundant", "mean scale"]]
     for name, log in logs.items():
-        final = {key: values[-1] for key, values in log.model.figures.items()}
-        share, scale = f"{final['redundant_share']:.1%}", f"{final['scale_mean']:.3f}"
-        rows.append([name, f"{log.steps[-1]}", f"{final['mean']:.2e}", share, scale])
+        last = {value: series[-1] for value, series in log.model.values.items()}
+        share, scale = f"{last['redundant_share']:.1%}", f"{last['scale_mean']:.3f}"
+        rows.append([name, f"{log.steps[-1]}", f"{last['mean']:.2e}", share, scale])
     print_rows(rows)
     rows = [["accuracy when pruned", *(f"{fraction:.0%}" for fraction in FRACTIONS)]]
     for name, curve in curves.items():

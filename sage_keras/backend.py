@@ -92,11 +92,15 @@ def compiled_loop(function: Callable[..., Any]) -> Callable[..., Any]:
     return jitted
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], xla: bool = True) -> Callable[..., Any]:
     """`function` of tensors, compiled where that makes it one call on the device.
 
     Keras compiles its own training steps only. On torch it stays as it is: there each operation
     is a kernel of its own, and compiling takes longer than it saves.
+
+    Args:
+        function: Function of tensors.
+        xla: Boolean, whether TensorFlow compiles its graph by XLA. JAX always does.
     """
     backend = keras.backend.backend()
     if backend == "jax":
@@ -106,7 +110,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     if backend == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(function, jit_compile=True, autograph=False)
+        return tf.function(function, jit_compile=xla, autograph=False)
     import torch
 
     return torch.no_grad()(function)

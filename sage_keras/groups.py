@@ -79,6 +79,9 @@ def group_positions(
     Returns:
         Dict of group name to a non-empty list of positions. The first group is that of all
         variables, and its name is `None`.
+
+    Raises:
+        ValueError: If none of these variables is in a group.
     """
     positions = {id(variable): position for position, variable in enumerate(variables)}
     members: dict[str | None, list[int]] = {None: list(positions.values())}
@@ -86,6 +89,12 @@ def group_positions(
         found = [positions[id(variable)] for variable in group if id(variable) in positions]
         if found:
             members[name] = found
+    if len(members) == 1:
+        paths = arguments.listed([variable.path for variable in variables])
+        raise ValueError(
+            "Argument `groups` leaves out all variables that the optimizer acts on. Name a group "
+            f"for some of them, or pass None for one group a layer. They are:{paths}"
+        )
     return members
 
 

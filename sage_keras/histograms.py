@@ -1,4 +1,4 @@
-"""Figures of many parameters at once, as functions of tensors that stay on the device.
+"""Numbers about many parameters at once, as functions of tensors that stay on the device.
 
 Quantiles come from histograms with bins that are the leading bits of a float32: 32 in each octave,
 so that a bin is at most 3.1 % wide and its middle at most 1.6 % from any value in it, over the
@@ -8,10 +8,13 @@ A large model is sampled: `stride` says how far apart the parameters lie that ar
 """
 
 import math
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 from keras import ops
+
+from sage_keras.annotations import Tensor
 
 _MANTISSA_BITS = 5
 _SHIFT = 23 - _MANTISSA_BITS  # of the 23 bits of a float32's mantissa
@@ -26,9 +29,10 @@ _COARSE_BINS = (_OCTAVES - 2) * _COARSE_PER_OCTAVE
 # the whole lie within half a percent of those of all parameters, and those of a layer within two.
 _SAMPLE = 2**22
 _SAMPLE_PER_VARIABLE = 2**16
+_RUN = 2**10  # the elements that are added up one by one
 
 
-def stride(shape, total):
+def stride(shape: Sequence[int], total: int) -> int:
     """How far apart the elements of a variable lie that are looked at.
 
     It has no factor in common with the size, so that all rows and columns have their turn.
@@ -53,53 +57,70 @@ def stride(shape, total):
     return step
 
 
-def sample(values, step):
+def sample(values: Tensor, step: int) -> Tensor:
     """Every `step`-th element, as a new vector."""
     return ops.copy(ops.reshape(values, (-1,))[::step])
 
 
-def total(values):
-    """The sum, first down the columns, so that no running sum grows so large as to lose much."""
-    return ops.sum(ops.sum(values, axis=0))
+def total(values: Tensor) -> Tensor:
+    """The sum of non-negative values, in runs so short that no running sum loses much.
+
+    XLA adds up one by one, and makes one sum of two in a row unless something stands between them.
+    """
+    while len(values.shape) > 1:
+        values = ops.abs(ops.sum(values, axis=-1))
+    size = math.prod(values.shape)
+    if size <= _RUN:
+        return ops.sum(values)
+    whole = size - size % _RUN
+    runs = ops.abs(ops.sum(ops.reshape(values[:whole], (-1, _RUN)), axis=-1))
+    return ops.add(total(runs), ops.sum(values[whole:]))
 
 
-def histogram(values):
-    """Counts of a vector's elements in bins of equal width in each octave.
+def counts(samples: Sequence[Tensor]) -> Tensor:
+    """For each vector the counts of its elements, in bins of equal width in each octave.
 
     Args:
-        values: Non-negative float32 vector.
+        samples: List of non-negative float32 vectors.
 
     Returns:
-        Float32 vector, the count in each of `BIN_VALUES`.
+        Float32 tensor of shape `(len(samples), bins)`, the count in each of `BIN_VALUES`.
     """
+    # One histogram with bins of its own for each vector compiles to much less code than several.
     # The sign bit of a minus zero would make a negative index.
-    leading_bits = ops.right_shift(ops.view(ops.abs(values), "int32"), _SHIFT)
-    return ops.cast(_count(leading_bits), "float32")
+    bins = [
+        ops.add(ops.right_shift(ops.view(ops.abs(one), "int32"), _SHIFT), position * _BINS)
+        for position, one in enumerate(samples)
+    ]
+    counted = _count(ops.concatenate(bins), len(samples) * _BINS)
+    return ops.cast(ops.reshape(counted, (len(samples), _BINS)), "float32")
 
 
-def _count(indices):
+def _count(indices: Tensor, bins: int) -> Tensor:
     # One of keras.ops is too slow on torch, by 12 times, and the other does not compile elsewhere.
     if keras.backend.backend() == "torch":
-        return ops.bincount(indices, minlength=_BINS)
-    return ops.segment_sum(ops.ones_like(indices), indices, num_segments=_BINS)
+        return ops.bincount(indices, minlength=bins)
+    return ops.segment_sum(ops.ones_like(indices), indices, num_segments=bins)
 
 
-def _bin_values():
+def _bin_values() -> np.ndarray:
     """The middle of each bin; zero for the lowest octave, not-a-number for the highest."""
     exponents = np.arange(_OCTAVES).reshape(-1, 1) - 127.0
     middles = 2**exponents * (1 + (np.arange(_PER_OCTAVE) + 0.5) / _PER_OCTAVE)
     middles[0], middles[-1] = 0.0, np.nan
-    return middles.reshape(-1).astype("float32")
+    return np.asarray(middles.reshape(-1), dtype="float32")
 
 
 BIN_VALUES = _bin_values()
+_FINITE_VALUES = np.nan_to_num(BIN_VALUES)
+_NOT_FINITE = (_OCTAVES - 1) * _PER_OCTAVE  # the first bin of the highest octave
 
 
-def quantiles(counts, probabilities):
+def quantiles(counts: Tensor, probabilities: Sequence[float]) -> Tensor:
     """The quantiles of histograms, each at most 1.6 % from an element of that rank.
 
     Args:
-        counts: Tensor of shape `(..., bins)`, as `histogram` gives them.
+        counts: Tensor of shape `(..., bins)`, as the function `counts` gives them.
         probabilities: Floats in [0, 1].
 
     Returns:
@@ -110,10 +131,14 @@ def quantiles(counts, probabilities):
     ranks = ops.maximum(ranks, 0.5)  # that of the smallest element, for a probability of 0
     before = ops.expand_dims(below, -2) < ops.expand_dims(ranks, -1)
     index = ops.minimum(ops.sum(ops.cast(before, "int32"), axis=-1), _BINS - 1)
-    return ops.take(ops.convert_to_tensor(BIN_VALUES), index)
+    # A constant that is not a number would be an error to TensorFlow's check_numerics.
+    return ops.divide(
+        ops.take(ops.convert_to_tensor(_FINITE_VALUES), index),
+        ops.cast(index < _NOT_FINITE, "float32"),
+    )
 
 
-def gini(counts):
+def gini(counts: Tensor) -> Tensor:
     """The Gini index of histograms: 0 if all elements are equal, near 1 if few hold all.
 
     Args:
@@ -124,7 +149,7 @@ def gini(counts):
     """
     below = _cumulative(counts)
     count = ops.maximum(below[..., -1:], 1.0)
-    values = ops.where(counts > 0, ops.convert_to_tensor(np.nan_to_num(BIN_VALUES)), 0.0)
+    values = ops.where(counts > 0, ops.convert_to_tensor(_FINITE_VALUES), 0.0)
     # Relative to the largest, or the products would underflow.
     largest = ops.max(values, axis=-1, keepdims=True)
     mass = counts / count * (values / ops.maximum(largest, 2.0**-126))
@@ -132,7 +157,7 @@ def gini(counts):
     return ops.sum(mass * rank, axis=-1) / ops.maximum(ops.sum(mass, axis=-1), 2.0**-126)
 
 
-def coarse(counts):
+def coarse(counts: Tensor) -> Tensor:
     """The counts in `COARSE_EDGES`, and the count of zeros before them.
 
     Args:
@@ -151,7 +176,7 @@ def coarse(counts):
 COARSE_EDGES = np.append(np.outer(2.0 ** np.arange(-126, 128), [1.0, 1.5]), 2.0**128)
 
 
-def _cumulative(counts):
+def _cumulative(counts: Tensor) -> Tensor:
     """Running sums over the bins, octave by octave: short sums compile to fast code everywhere."""
     octaves = ops.reshape(counts, (*counts.shape[:-1], _OCTAVES, _PER_OCTAVE))
     within = ops.cumsum(octaves, axis=-1)
@@ -160,30 +185,43 @@ def _cumulative(counts):
     return ops.reshape(within + ops.expand_dims(before, -1), counts.shape)
 
 
-def group_histograms(samples, weights, groups):
+def group_histograms(histograms: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
     """The histograms of groups of variables.
 
     Args:
-        samples: List of non-negative float32 vectors, the elements looked at of each variable.
-        weights: List of floats, how many parameters an element of each sample stands for.
-        groups: List of lists of positions in these lists.
+        histograms: Tensor of shape `(variables, bins)`.
+        groups: List of lists of positions in it.
 
     Returns:
         Tensor of shape `(len(groups), bins)`.
     """
-    return _by_group([histogram(one) * w for one, w in zip(samples, weights)], groups)
+    variables = np.concatenate(groups).astype("int32")
+    owners = np.repeat(np.arange(len(groups)), [len(group) for group in groups]).astype("int32")
+    rows = ops.take(histograms, ops.convert_to_tensor(variables), axis=0)
+    return ops.segment_sum(rows, ops.convert_to_tensor(owners), num_segments=len(groups))
 
 
-def group_means(totals, parameters, groups):
-    """The means of groups of variables, of the sum of each variable and the groups' sizes."""
-    return ops.divide(_by_group(totals, groups), ops.convert_to_tensor(parameters, "float32"))
+def group_sums(values: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+    """The sums of groups of variables.
+
+    Args:
+        values: Vector of a non-negative number of each variable.
+        groups: List of lists of positions in it.
+
+    Returns:
+        Vector of `len(groups)` numbers.
+    """
+    return ops.sum(_by_group(values, groups), axis=-1)
 
 
-def group_maxima(samples, groups):
-    """The largest element of groups of variables."""
-    largest = [ops.max(one) for one in samples]
-    return ops.stack([ops.max(ops.stack([largest[i] for i in group])) for group in groups])
+def group_maxima(values: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+    """The largest number of groups of variables; the arguments are those of `group_sums`."""
+    return ops.max(_by_group(values, groups), axis=-1)
 
 
-def _by_group(values, groups):
-    return ops.stack([ops.sum(ops.stack([values[i] for i in one]), axis=0) for one in groups])
+def _by_group(values: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+    """A row for each group, with zeros for the variables that are not in it."""
+    members = np.zeros((len(groups), values.shape[0]), dtype="bool")
+    for row, group in zip(members, groups):
+        row[list(group)] = True
+    return ops.where(ops.convert_to_tensor(members), ops.expand_dims(values, 0), 0.0)

@@ -1,12 +1,14 @@
-"""Logs with known figures, in the form that `SensitivityLogger` writes."""
+"""Logs with known values, in the form that `SensitivityLogger` writes."""
 
 import json
+
+from sage_keras.log.format import SENSITIVITY
 
 EDGES = [2.0**-4, 1.5 * 2.0**-4, 2.0**-3, 1.5 * 2.0**-3, 2.0**-2]
 MEAN = 0.125
 
 
-def figures(mean=MEAN, **others):
+def values(mean=MEAN, **others):
     return {
         "mean": mean,
         "redundant_share": 0.25,
@@ -25,7 +27,7 @@ def report(step, groups=("first", "second"), beta_3=0.75, bias_correction=True, 
     """A report of 20 parameters; group n has a mean of `MEAN * (n + 1) * step`."""
     settings = {"class": "Sage", "beta_3": beta_3, "bias_correction": bias_correction}
     entries = {
-        name: {"parameters": 10, "figures": figures(mean=MEAN * (number + 1) * step)}
+        name: {"parameters": 10, "values": values(mean=MEAN * (number + 1) * step)}
         for number, name in enumerate(groups)
     }
     histogram = {"zeros": 4, "counts": [2, 4, 8, 2]}
@@ -34,7 +36,7 @@ def report(step, groups=("first", "second"), beta_3=0.75, bias_correction=True, 
         "epoch": 0,
         "optimizers": [{**settings, "guide": True}],
         "edges": EDGES,
-        "model": {"parameters": 20, "figures": figures(**model), "histogram": histogram},
+        "model": {"parameters": 20, "values": values(**model), "histogram": histogram},
         "groups": entries,
     }
 
@@ -42,5 +44,5 @@ def report(step, groups=("first", "second"), beta_3=0.75, bias_correction=True, 
 def write_log(folder, *reports):
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(one) + "\n" for one in reports)
-    (folder / "sensitivity.jsonl").write_text(lines, encoding="utf-8")
+    (folder / SENSITIVITY.file).write_text(lines, encoding="utf-8")
     return folder

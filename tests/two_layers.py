@@ -1,9 +1,15 @@
 """A network of two linear layers, whose gradient fits on a few lines, and its training."""
 
+import functools
+
 import keras
 import numpy as np
+from modes import BACKEND, to_numpy
 
 BATCHES, BATCH = 6, 4
+# For tests to which it is all one how the model's own step is compiled. JAX compiles what is eager
+# piece by piece, which takes longer.
+CHEAPEST = {"run_eagerly": BACKEND != "jax"}
 
 
 def data(batches=BATCHES):
@@ -20,6 +26,31 @@ def network(optimizer, **arguments):
         layer.bias.assign(np.linspace(-0.3, 0.4, layer.units))
     model.compile(optimizer=optimizer, loss="mse", **arguments)
     return model
+
+
+def rewound(make, **arguments):
+    """The network as it was before its first step, compiled once for all tests of a process.
+
+    Args:
+        make: Function that returns the optimizer, of a name of its own.
+        **arguments: Arguments of `compile`.
+    """
+    model, start = _compiled_once(make, **arguments)
+    for variable, value in zip(_state(model), start):
+        variable.assign(value)
+    model.stop_training = False
+    return model
+
+
+@functools.cache
+def _compiled_once(make, **arguments):
+    model = network(make(), **arguments)
+    model.optimizer.build(model.trainable_variables)
+    return model, [to_numpy(variable) for variable in _state(model)]
+
+
+def _state(model):
+    return [*model.variables, *model.optimizer.variables]
 
 
 def fit(model, logger, epochs=2, batches=BATCHES, callbacks=(), **arguments):

@@ -1,6 +1,5 @@
 """What the sensitivity of a model tells, measured, read from a log, and tried by pruning."""
 
-from sage_keras.analysis.log import Histogram, Log, Series, read_dps_log, read_log
 from sage_keras.analysis.measure import measure_sensitivity
 from sage_keras.analysis.plots import (
     plot_distribution,
@@ -12,6 +11,7 @@ from sage_keras.analysis.pruning import pruned, pruning_curve
 from sage_keras.analysis.report import write_report
 from sage_keras.analysis.scores import magnitude_scores, random_scores
 from sage_keras.analysis.summary import summary
+from sage_keras.log.reading import Histogram, Log, Series, read_dps_log, read_log
 
 __all__ = [
     "Histogram",

@@ -3,14 +3,21 @@
 import argparse
 import pathlib
 import sys
+from collections.abc import Sequence
 
-from sage_keras.analysis.log import read_log
 from sage_keras.analysis.report import write_report
+from sage_keras.analysis.text import printable
+from sage_keras.log.reading import read_log
 
 _PROGRAM = "python -m sage_keras.analysis"
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command.
+
+    Args:
+        arguments: List of strings, or `None` for those of the command line.
+    """
     parser = argparse.ArgumentParser(
         prog=_PROGRAM,
         description="Writes one page that shows and compares what SensitivityLogger logged.",
@@ -26,12 +33,12 @@ def main(arguments=None):
         logs = {name: read_log(folder) for name, folder in name_runs(options.log_dirs).items()}
         path = write_report(logs, options.output)
     except (ImportError, OSError, ValueError) as error:
-        print(f"{_PROGRAM}: {error}", file=sys.stderr)
+        print(printable(f"{_PROGRAM}: {error}"), file=sys.stderr)
         raise SystemExit(2) from error
-    print(f"Wrote {path}")
+    print(printable(f"Wrote {path}"))
 
 
-def name_runs(log_dirs):
+def name_runs(log_dirs: Sequence[str]) -> dict[str, str]:
     """Dict of name to folder; a name is so much of a path's end as tells it from the others."""
     paths = [pathlib.Path(folder).resolve() for folder in log_dirs]
     twice = sorted({str(path) for path in paths if paths.count(path) > 1})

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sage_keras.analysis.log import Histogram, Log
+from sage_keras.analysis.text import printable
 from sage_keras.annotations import Arrays
+from sage_keras.log.reading import Histogram, Log
 
 if TYPE_CHECKING:  # an extra, imported on use
     from matplotlib.axes import Axes
@@ -28,7 +29,7 @@ _INCHES_PER_ROW = 0.16  # of a heat map: enough for a label
 _LABEL_LENGTH = 46
 
 
-def require_matplotlib():
+def require_matplotlib() -> Any:
     """Imports matplotlib, or says how to install it."""
     try:
         import matplotlib
@@ -89,15 +90,15 @@ def plot_distribution(
     return axes
 
 
-def plot_heat_map(log: Log, figure: str = "mean", axes: Axes | None = None) -> Axes:
-    """Draws one figure of each group of variables, by step.
+def plot_heat_map(log: Log, name: str = "mean", axes: Axes | None = None) -> Axes:
+    """Draws one of the values of each group of variables, by step.
 
-    Sensitivities have a logarithmic colour scale, other figures a linear one. Its lightness rises
+    Sensitivities have a logarithmic colour scale, other values a linear one. Its lightness rises
     with the value. Cells without a value are hatched, and sensitivities of zero are white.
 
     Args:
         log: A `Log`.
-        figure: String, the name of a figure, such as `"mean"`, `"redundant_share"` or
+        name: String, the name of the values, such as `"mean"`, `"redundant_share"` or
             `"scale_mean"`. Defaults to `"mean"`.
         axes: Matplotlib axes to draw on, or `None` for a new figure that is high enough for the
             groups, up to 12 inches. Defaults to `None`.
@@ -106,14 +107,16 @@ def plot_heat_map(log: Log, figure: str = "mean", axes: Axes | None = None) -> A
         The axes.
 
     Raises:
-        ValueError: If the log does not have the figure.
+        ValueError: If the log does not have these values, or has no groups.
     """
-    _check_figure(log, figure)
+    _check_name(log, name)
+    if not log.groups:
+        raise ValueError("The log has no groups to draw. Log with SensitivityLogger(groups=None).")
     nothing = np.full(len(log.steps), np.nan)
-    values = np.array([group.figures.get(figure, nothing) for group in log.groups.values()])
+    values = np.array([group.values.get(name, nothing) for group in log.groups.values()])
     axes = axes or _new_axes(height=min(max(_INCHES_PER_ROW * len(values) + 1.4, 3), 12))
 
-    logarithmic = figure == "mean" or figure.startswith("q")  # these are sensitivities
+    logarithmic = name == "mean" or name.startswith("q")  # these are sensitivities
     zero = (values == 0) & logarithmic
     missing = ~np.isfinite(values)
     columns, rows = _edges_around(log.steps), np.arange(len(values) + 1) - 0.5
@@ -127,10 +130,10 @@ def plot_heat_map(log: Log, figure: str = "mean", axes: Axes | None = None) -> A
     )
     axes.pcolormesh(columns, rows, np.ma.masked_array(values, ~zero), cmap="Greys", vmin=0, vmax=1)
     axes.invert_yaxis()  # the model's first layer on top
-    axes.set(xlabel="step", title=f"{_in_words(figure)} by group")
-    axes.figure.colorbar(mesh, ax=axes, label=_in_words(figure))
+    axes.set(xlabel="step", title=f"{_title(name)} by group")
+    axes.figure.colorbar(mesh, ax=axes, label=_title(name))
     _name_rows(axes, list(log.groups))
-    _explain_gaps(axes, zero.any(), missing.any())
+    _explain_gaps(axes, bool(zero.any()), bool(missing.any()))
     return axes
 
 
@@ -142,29 +145,29 @@ def plot_scale(log: Log, axes: Axes | None = None) -> Axes:
     bound is drawn.
 
     Args:
-        log: A `Log` with figures of the scale.
+        log: A `Log` with values of the scale.
         axes: Matplotlib axes to draw on, or `None` for a new figure. Defaults to `None`.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: If the log has no figures of the scale.
+        ValueError: If the log has no values of the scale.
     """
-    _check_figure(log, "scale_mean")
+    _check_name(log, "scale_mean")
     axes = axes or _new_axes()
-    figures = log.model.figures
-    quantiles = sorted(float(name.removeprefix("scale_q")) for name in figures if "scale_q" in name)
+    values = log.model.values
+    quantiles = sorted(float(name.removeprefix("scale_q")) for name in values if "scale_q" in name)
     if len(quantiles) > 1:
-        low, high = (figures[f"scale_q{one:g}"] for one in (quantiles[0], quantiles[-1]))
+        low, high = (values[f"scale_q{one:g}"] for one in (quantiles[0], quantiles[-1]))
         label = f"from {quantiles[0]:.4g} to {quantiles[-1]:.4g} quantile"
         axes.fill_between(log.steps, low, high, color="tab:blue", alpha=0.2, lw=0, label=label)
     few = len(log.steps) <= 30  # a lone report is a point, not a line
     marks: dict[str, Any] = {"marker": "o", "markersize": 3} if few else {}
-    axes.plot(log.steps, figures["scale_mean"], "-", color="tab:blue", label="mean", **marks)
-    if "scale_max" in figures:
+    axes.plot(log.steps, values["scale_mean"], "-", color="tab:blue", label="mean", **marks)
+    if "scale_max" in values:
         style: dict[str, Any] = {"linestyle": _DASHES[2], "color": "0.15"}
-        axes.plot(log.steps, figures["scale_max"], **style, **marks, label="maximum")
+        axes.plot(log.steps, values["scale_max"], **style, **marks, label="maximum")
     if log.optimizers:
         bound = np.max([_bound(one, log.steps) for one in log.optimizers], axis=0)
         axes.plot(log.steps, bound, linestyle=_DASHES[1], color="tab:red", label="bound")
@@ -214,13 +217,13 @@ def plot_pruning_curves(
             markersize=5,
         )
     axes.set(xlabel="weights set to zero (%)", title="Pruning")
-    axes.set_ylabel(metric, parse_math=False)
+    axes.set_ylabel(printable(metric), parse_math=False)
     axes.grid(alpha=0.3)
     _plain_legend(axes, lines, list(curves))
     return axes
 
 
-def _new_axes(height=4.0):
+def _new_axes(height: float = 4.0) -> Axes:
     require_matplotlib()
     from matplotlib.figure import Figure
 
@@ -248,42 +251,43 @@ def _histogram_at(log: Log, steps: Sequence[int] | None) -> tuple[Histogram, Seq
     return histogram, [there[known.index(step)] for step in steps]
 
 
-def _check_figure(log, figure):
-    if figure not in log.model.figures:
+def _check_name(log: Log, name: str) -> None:
+    if name not in log.model.values:
         raise ValueError(
-            f"The log has no figure {figure!r}. It has {sorted(log.model.figures)}. (The scale "
-            "cannot be had with slots in bfloat16 or with `steps_per_execution` above 1.)"
+            f"The log has no values {name!r}. It has {sorted(log.model.values)}. (The scale cannot "
+            "be had with slots in bfloat16 or with `steps_per_execution` above 1.)"
         )
 
 
-def _shades(count):
+def _shades(count: int) -> Any:
     """Colours from light to dark, none of them too light for a line on white."""
     return require_matplotlib().colormaps["viridis"](np.linspace(0.8, 0.1, count))
 
 
-def _ends(centres, densities):
+def _ends(centres: np.ndarray, densities: Sequence[Any]) -> tuple[float, float] | None:
     """Where the lines begin and end to be seen, or None where nothing is."""
     highest = np.max(densities, axis=0)
     seen = centres[highest > highest.max(initial=0) / 1000]
     return (seen[0] / 2, seen[-1] * 2) if len(seen) else None
 
 
-def _edges_around(steps):
+def _edges_around(steps: np.ndarray) -> np.ndarray:
     """The edges of cells around the steps, halfway between neighbours."""
+    steps = steps.astype("float64")  # twice a large integer may be none
     if len(steps) == 1:
         return np.array([steps[0] - 0.5, steps[0] + 0.5])
     middle = (steps[1:] + steps[:-1]) / 2
     return np.concatenate([[2 * steps[0] - middle[0]], middle, [2 * steps[-1] - middle[-1]]])
 
 
-def _bound(optimizer, steps):
+def _bound(optimizer: dict[str, Any], steps: np.ndarray) -> np.ndarray:
     """The most that the scale can be: all of the average is the last sensitivity, or none is."""
     beta_3 = optimizer["beta_3"]
     fading = beta_3**steps if optimizer["bias_correction"] else np.zeros(len(steps))
     return np.maximum(1.0, (beta_3 - fading) / (1 - beta_3))
 
 
-def _in_words(figure):
+def _title(name: str) -> str:
     words = {
         "mean": "mean sensitivity",
         "gini": "Gini index of the sensitivity",
@@ -291,13 +295,14 @@ def _in_words(figure):
         "scale_mean": "mean learning-rate scale",
         "scale_max": "maximum learning-rate scale",
     }
-    text = words.get(figure, f"{figure} of the sensitivity")
+    text = words.get(name, f"{name} of the sensitivity")
     return text[0].upper() + text[1:]
 
 
-def _name_rows(axes, names):
+def _name_rows(axes: Axes, names: list[str]) -> None:
     """Labels the rows of a heat map, and only so many as there is room for."""
-    height = axes.get_position().height * axes.figure.get_figheight()
+    figure: Any = axes.figure
+    height = axes.get_position().height * figure.get_figheight()
     every = max(1, math.ceil(len(names) * 0.8 * _INCHES_PER_ROW / height))
     axes.set_yticks(
         range(0, len(names), every),
@@ -310,33 +315,34 @@ def _name_rows(axes, names):
     _whole_steps(axes)
 
 
-def _shortened(name):
+def _shortened(name: str) -> str:
     """The name with its middle left out, where it is too long for a label."""
+    name = printable(name)
     begin = _LABEL_LENGTH // 3  # names differ most at their ends
     end = _LABEL_LENGTH - begin - 1
     return name if len(name) <= _LABEL_LENGTH else f"{name[:begin]}…{name[-end:]}"
 
 
-def _explain_gaps(axes, zero, missing):
+def _explain_gaps(axes: Axes, zero: bool, missing: bool) -> None:
     from matplotlib.patches import Patch
 
     handles = []
     if zero:
         handles.append(Patch(facecolor="white", edgecolor="0.4", label="zero"))
     if missing:
-        gap = {"facecolor": "0.85", "edgecolor": "0.6", "hatch": "////"}
+        gap: dict[str, Any] = {"facecolor": "0.85", "edgecolor": "0.6", "hatch": "////"}
         handles.append(Patch(**gap, label="no value"))
     if handles:
         axes.figure.legend(handles=handles, loc="outside lower right", ncols=2, fontsize=8)
 
 
-def _whole_steps(axes):
+def _whole_steps(axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def _plain_legend(axes, lines, names):
+def _plain_legend(axes: Axes, lines: Sequence[Line2D], names: Sequence[str]) -> None:
     """A legend in which a dollar sign is a dollar sign."""
-    for text in axes.legend(lines, names).get_texts():
+    for text in axes.legend(lines, list(map(printable, names))).get_texts():
         text.set_parse_math(False)

@@ -6,9 +6,10 @@ import io
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+import uuid
+from collections.abc import Collection, Mapping
+from typing import Any, TypeAlias
 
-from sage_keras.analysis.log import Log
 from sage_keras.analysis.plots import (
     plot_distribution,
     plot_heat_map,
@@ -16,9 +17,13 @@ from sage_keras.analysis.plots import (
     plot_scale,
     require_matplotlib,
 )
+from sage_keras.analysis.text import printable
 from sage_keras.annotations import Arrays
+from sage_keras.log.format import SENSITIVITY, check_settings
+from sage_keras.log.reading import Log, Series
 
 _PIXELS_PER_DOT = 2  # for sharp pictures on dense screens
+_Table: TypeAlias = tuple[list[list[tuple[str, int]]], list[list[str]]]  # header and rows
 _UNKNOWN = "–"  # noqa: RUF001, an en dash, as in printed tables
 
 _STYLE = """
@@ -45,12 +50,13 @@ img { display: block; max-width: 100%; height: auto; background: #fff; border-ra
 
 def write_report(
     logs: Mapping[str, Log],
-    output: str | os.PathLike = "report.html",
+    output: str | os.PathLike[str] = "report.html",
     pruning_curves: Mapping[str, Arrays] | None = None,
 ) -> pathlib.Path:
     """Writes a page that shows and compares runs: tables and pictures, all in one file.
 
-    The page needs no network and no other file. It is written whole or not at all.
+    The page needs no network and no other file. It is written whole or not at all. A file that is
+    there keeps its mode, and a symbolic link to it stays one.
 
     Args:
         logs: Dict of the run's name to its `Log`, as `read_log` returns it.
@@ -64,14 +70,15 @@ def write_report(
 
     Raises:
         ImportError: If matplotlib is not installed.
-        ValueError: If there are no logs.
+        ValueError: If there are no logs, if one is not of a `SensitivityLogger`, or if `output` is
+            something else than a file.
 
     Example:
 
     >>> import pathlib, tempfile
     >>> import numpy as np
     >>> from sage_keras.analysis import Log, Series, write_report
-    >>> series = Series(parameters=8, figures={"mean": np.array([0.5])}, histogram=None)
+    >>> series = Series(parameters=8, values={"mean": np.array([0.5])}, histogram=None)
     >>> log = Log(np.array([3]), np.array([0]), [], model=series, groups={"dense": series})
     >>> path = write_report({"first": log}, pathlib.Path(tempfile.mkdtemp()) / "report.html")
     >>> "<td>5.00e-01</td>" in path.read_text(encoding="utf-8")
@@ -79,21 +86,53 @@ def write_report(
     """
     if not logs:
         raise ValueError("Argument `logs` must not be empty. Pass {name: read_log(log_dir)}.")
+    for name, log in logs.items():
+        _check_log(name, log)
+    target = _file(output)
     require_matplotlib()
     content = _page(logs, pruning_curves or {})
-    output = pathlib.Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f"{output.name}.{os.getpid()}.partial")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Beside it, so that it can take its place in one piece; its name may be as long as may be.
+    partial = target.with_name(f"{uuid.uuid4().hex}.partial")
     try:
         partial.write_text(content, encoding="utf-8")
-        os.replace(partial, output)
+        if target.exists():
+            partial.chmod(target.stat().st_mode & 0o7777)
+        os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
-    return output
+    return pathlib.Path(output)
 
 
-def _page(logs, pruning_curves):
-    names = ", ".join(logs)
+def _check_log(name: str, log: Log) -> None:
+    """Refuses what `read_log` does not return."""
+    message = (
+        "Argument `logs` must hold logs of a SensitivityLogger, as `read_log` returns them. "
+        f"The one called {name!r} is none: "
+    )
+    try:
+        for number, settings in enumerate(log.optimizers):
+            check_settings(f"optimizers[{number}]", settings, SENSITIVITY)
+    except ValueError as error:
+        raise ValueError(f"{message}{error}.") from error
+    if "mean" not in log.model.values:
+        raise ValueError(f"{message}it has no 'mean', only {sorted(log.model.values)}.")
+
+
+def _file(output: str | os.PathLike[str]) -> pathlib.Path:
+    """The file to write, which a symbolic link names."""
+    target = pathlib.Path(os.path.realpath(output))
+    if os.path.lexists(target) and not target.is_file():
+        kind = "a folder" if target.is_dir() else "a device, a pipe or the like"
+        raise ValueError(
+            'Argument `output` must be the path of a file, such as "report.html". '
+            f"Received: output={os.fspath(output)!r}, which is {kind}"
+        )
+    return target
+
+
+def _page(logs: Mapping[str, Log], pruning_curves: Mapping[str, Arrays]) -> str:
+    names = ", ".join(map(printable, logs))
     sections = [
         _section("Runs", _RUNS, _table(*_runs(logs))),
         _distributions(logs),
@@ -121,7 +160,7 @@ def _page(logs, pruning_curves):
 
 
 _RUNS = (
-    "Figures of the last report, over all guided parameters. Sensitivity is |weight x gradient|, "
+    "Values of the last report, over all guided parameters. Sensitivity is |weight x gradient|, "
     "averaged over the last steps: about how much the loss would change if the weight were zero. "
     "The redundant share is that of the parameters under 1 % of the mean. The Gini index is 0 "
     "where all sensitivities are alike and 1 where one parameter has it all. The scale is what "
@@ -129,7 +168,7 @@ _RUNS = (
 )
 _DISTRIBUTION = (
     "How many parameters have which sensitivity. A line that moves to the left is a model that "
-    "hangs less on each of its weights; a hump far to the left is weights that it does not use."
+    "depends less on each of its weights; a hump far to the left is weights that it does not use."
 )
 _HEAT_MAP = (
     "Where in the model the sensitivity is, and when. The colours mean the same in each picture."
@@ -140,19 +179,19 @@ _SCALE = (
 )
 _PRUNING = "What happens when the weights of the lowest ranks are set to zero."
 _GROUPS = (
-    "Figures of the last report. The redundant share counts parameters under 1 % of the mean of "
+    "Values of the last report. The redundant share counts parameters under 1 % of the mean of "
     "the whole model."
 )
 
 
-def _section(title, text, content):
+def _section(title: str, text: str, content: str) -> str:
     return (
         f"<section>\n<h2>{html.escape(title)}</h2>\n<p>{html.escape(text)}</p>\n"
         f"{content}\n</section>\n"
     )
 
 
-def _runs(logs):
+def _runs(logs: Mapping[str, Log]) -> _Table:
     """The header and the rows of the table of runs."""
     header = ["Run", "Optimizer", "Steps", "Parameters", "Mean sensitivity"]
     header += ["Redundant share", "Gini index", "Mean scale"]
@@ -172,51 +211,51 @@ def _runs(logs):
     return [[(title, 1) for title in header]], rows
 
 
-def _groups(logs):
+def _groups(logs: Mapping[str, Log]) -> _Table:
     """The header and the rows of the table of groups, with the runs side by side."""
-    figures = {"mean": "{:.2e}", "redundant_share": "{:.1%}", "scale_mean": "{:.3f}"}
+    styles = {"mean": "{:.2e}", "redundant_share": "{:.1%}", "scale_mean": "{:.3f}"}
     titles = ["Mean sensitivity", "Redundant share", "Mean scale"]
     header = [
-        [("", 2), *((name, len(figures)) for name in logs)],
+        [("", 2), *((name, len(styles)) for name in logs)],
         [("Group", 1), ("Parameters", 1), *((title, 1) for _ in logs for title in titles)],
     ]
     rows = []
     for name in {name: None for log in logs.values() for name in log.groups}:
         groups = [log.groups.get(name) for log in logs.values()]
         parameters = next(group.parameters for group in groups if group)
-        cells = [_last(group, *figure) for group in groups for figure in figures.items()]
+        cells = [_last(group, *value) for group in groups for value in styles.items()]
         rows.append([name, f"{parameters:,}", *cells])
     return header, rows
 
 
-def _optimizer(settings):
+def _optimizer(settings: dict[str, Any]) -> str:
     guide = "" if settings["guide"] else ", watched"
     return f"{settings['class']} (β₃ {settings['beta_3']:g}{guide})"
 
 
-def _last(series, figure, style):
-    value = series.figures.get(figure, [math.nan])[-1] if series else math.nan
+def _last(series: Series | None, name: str, style: str) -> str:
+    value = series.values.get(name, [math.nan])[-1] if series else math.nan
     return style.format(value) if math.isfinite(value) else _UNKNOWN
 
 
-def _table(header, rows):
+def _table(header: list[list[tuple[str, int]]], rows: list[list[str]]) -> str:
     """A table whose header has rows of (title, columns), and whose rows begin with a name."""
     lines = ['<div class="scroll" tabindex="0">', "<table>", "<thead>"]
     for titles in header:
-        cells = [
+        heads = [
             f'<th scope="{"col" if span == 1 else "colgroup"}" colspan="{span}">'
-            f"{html.escape(title)}</th>"
+            f"{html.escape(printable(title))}</th>"
             for title, span in titles
         ]
-        lines.append(f"<tr>{''.join(cells)}</tr>")
+        lines.append(f"<tr>{''.join(heads)}</tr>")
     lines += ["</thead>", "<tbody>"]
     for name, *values in rows:
         cells = "".join(f"<td>{html.escape(value)}</td>" for value in values)
-        lines.append(f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>')
+        lines.append(f'<tr><th scope="row">{html.escape(printable(name))}</th>{cells}</tr>')
     return "\n".join([*lines, "</tbody>", "</table>", "</div>"])
 
 
-def _distributions(logs):
+def _distributions(logs: Mapping[str, Log]) -> str:
     drawn = {name: plot_distribution(log) for name, log in logs.items() if log.model.histogram}
     _share_limits(drawn.values(), "x")
     _share_limits(drawn.values(), "y")
@@ -224,8 +263,8 @@ def _distributions(logs):
     return _pictures("Distribution of the sensitivity", _DISTRIBUTION, drawn, text)
 
 
-def _heat_maps(logs):
-    drawn = {name: plot_heat_map(log) for name, log in logs.items()}
+def _heat_maps(logs: Mapping[str, Log]) -> str:
+    drawn = {name: plot_heat_map(log) for name, log in logs.items() if log.groups}
     limits = [axes.collections[0].get_clim() for axes in drawn.values()]
     limits = [pair for pair in limits if None not in pair]
     for axes in drawn.values() if limits else []:
@@ -234,26 +273,26 @@ def _heat_maps(logs):
     return _pictures("Sensitivity by group", _HEAT_MAP, drawn, text)
 
 
-def _scales(logs):
+def _scales(logs: Mapping[str, Log]) -> str:
     drawn = {
-        name: plot_scale(log) for name, log in logs.items() if "scale_mean" in log.model.figures
+        name: plot_scale(log) for name, log in logs.items() if "scale_mean" in log.model.values
     }
     _share_limits(drawn.values(), "y")
     text = "Mean, quantiles and maximum of the learning-rate scale of {} by step, below its bound."
     return _pictures("Learning-rate scale", _SCALE, drawn, text)
 
 
-def _pruning(curves):
+def _pruning(curves: Mapping[str, Arrays]) -> str:
     drawn = {}
     if curves:
         metrics = [name for name in next(iter(curves.values())) if name != "fraction"]
         shared = [name for name in metrics if all(name in curve for curve in curves.values())]
         drawn = {name: plot_pruning_curves(curves, name) for name in shared}
-    text = "The {} by share of weights set to zero, of " + ", ".join(curves) + "."
+    text = "The {} by share of weights set to zero, of " + ", ".join(map(printable, curves)) + "."
     return _pictures("Pruning", _PRUNING, drawn, text)
 
 
-def _share_limits(all_axes, dimension):
+def _share_limits(all_axes: Collection[Any], dimension: str) -> None:
     """Gives all axes the limits that hold what each of them shows."""
     limits = [getattr(axes, f"get_{dimension}lim")() for axes in all_axes]
     for axes in all_axes:
@@ -261,20 +300,21 @@ def _share_limits(all_axes, dimension):
         set_limits(min(low for low, _ in limits), max(high for _, high in limits))
 
 
-def _pictures(title, text, drawn, description):
+def _pictures(title: str, text: str, drawn: Mapping[str, Any], description: str) -> str:
     """A section of pictures, axes by name; nothing where there are none."""
     if not drawn:
         return ""
-    figures = []
+    pictures = []
     for name, axes in drawn.items():
+        name = printable(name)
         width, height = axes.figure.get_size_inches() * axes.figure.dpi
         picture = io.BytesIO()
         axes.figure.savefig(picture, format="png", dpi=axes.figure.dpi * _PIXELS_PER_DOT)
         data = base64.b64encode(picture.getvalue()).decode()
         alternative = html.escape(description.replace("{}", name))
-        figures.append(
+        pictures.append(
             f"<figure>\n<h3>{html.escape(name)}</h3>\n"
             f'<img width="{width:.0f}" height="{height:.0f}" alt="{alternative}" '
             f'src="data:image/png;base64,{data}">\n</figure>'
         )
-    return _section(title, text, '<div class="pictures">\n' + "\n".join(figures) + "\n</div>")
+    return _section(title, text, '<div class="pictures">\n' + "\n".join(pictures) + "\n</div>")

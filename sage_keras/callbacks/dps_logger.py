@@ -1,13 +1,20 @@
 """A callback that reports the subnetworks that DPS selects while it trains."""
 
 import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from keras import ops
 
+from sage_keras.annotations import Groups, Tensor
 from sage_keras.backend import compiled
+from sage_keras.callbacks.kept import kept
 from sage_keras.callbacks.state_logger import StateLogger
 from sage_keras.groups import group_positions
+from sage_keras.log import format as log_format
+from sage_keras.log.format import DPS
 from sage_keras.optimizers.dps.subnetwork import SubnetworkSelection
 
 
@@ -25,7 +32,7 @@ class DPSLogger(StateLogger):
     Both are counts on the device and therefore exact. For the whole model it reports the number of
     the `cycle` too, from 1 on.
 
-    The figures of the last subnetwork go into Keras's `logs` as `dps/share`, `dps/overlap` and
+    The values of the last subnetwork go into Keras's `logs` as `dps/share`, `dps/overlap` and
     `dps/cycle`, and `dps/stage` is the stage of the coming step, 1 or 2. They are there at the end
     of each epoch, with a cycle of 0 and not-a-number before the first selection, and after a batch
     that ended with a selection. Callbacks listed before this one do not see them: put it first.
@@ -49,6 +56,9 @@ class DPSLogger(StateLogger):
             to a regular expression that is searched in `variable.path`; or a function of a
             variable that returns the name of its group, or `None`. Groups without a variable that
             is trained in part are left out. Defaults to `None`.
+        optimizer: String, the name of the model's attribute that holds the optimizer to watch,
+            such as `"d_optimizer"`, or `None` for the one that the model was compiled with.
+            Defaults to `None`.
 
     Raises:
         ValueError: When training begins, if the optimizer selects no subnetworks.
@@ -70,75 +80,54 @@ class DPSLogger(StateLogger):
         - [Zhang et al., 2022](https://arxiv.org/abs/2211.01642)
     """
 
-    _name = "dps"
+    _kind = DPS
     _mixin = SubnetworkSelection
 
-    def __init__(self, log_dir=None, groups=None):
-        super().__init__(log_dir, groups)
+    def __init__(
+        self,
+        log_dir: str | os.PathLike[str] | None = None,
+        groups: Groups = None,
+        optimizer: str | None = None,
+    ) -> None:
+        super().__init__(log_dir, groups, optimizer)
 
-    def on_train_begin(self, logs=None):
-        """Takes note of the subnetworks that training goes on with.
-
-        Args:
-            logs: Not used.
-        """
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Takes note of the subnetworks that training goes on with."""
         super().on_train_begin(logs)
         self._wait = 0  # the batches until a selection can be due
         if self._prepared:
             self._look()
 
-    def on_epoch_begin(self, epoch, logs=None):
-        """Takes note of the epoch.
-
-        Args:
-            epoch: Integer, the epoch.
-            logs: Not used.
-        """
-        self._epoch = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        """Reports, if subnetworks were selected.
-
-        Args:
-            batch: Integer, the last batch of the execution.
-            logs: Dict that the figures are added to.
-        """
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Reports, if subnetworks were selected."""
         super().on_train_batch_end(batch, logs)
-        self._wait -= batch + 1 - self._begun
-        if self._wait <= 0 and self._look():
+        self._wait -= self._executed(batch)
+        if self._prepared and self._wait <= 0 and self._look():
             self._report()
-            logs.update(self._figures())
+            self._add(logs, self._last())
 
-    def on_epoch_end(self, epoch, logs=None):
-        """Adds the figures of the last subnetworks.
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Adds the values of the last subnetworks to the logs."""
+        if self._prepared:  # else there was no batch, so far
+            self._add(logs, self._last())
 
-        Args:
-            epoch: Integer, the epoch.
-            logs: Dict that the figures are added to.
-        """
-        logs.update(self._figures())
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Lets go of the subnetworks."""
+        self._subnetworks: list[_Subnetwork] = []
 
-    def on_train_end(self, logs=None):
-        """Lets go of the subnetworks.
-
-        Args:
-            logs: Not used.
-        """
-        self._subnetworks = []
-
-    def _optimizers(self):
+    def _optimizers(self) -> list[Any]:
         # Which variables one selects in, if any, is known once it is built.
         return [one for one in super()._optimizers() if one.partial_variables or not one.built]
 
-    def _refuse(self):
+    def _refuse(self) -> None:
         raise ValueError(
             "The model's optimizer selects no subnetworks. Use `sage_keras.DPSDense` or "
             "`sage_keras.DPSMix`, or put `sage_keras.SubnetworkSelection` before another Keras "
             "optimizer in a class of your own. "
-            f"Received: optimizer={self.model.optimizer!r}"
+            f"Received: optimizer={self._watched()!r}"
         )
 
-    def _prepare(self):
+    def _prepare(self) -> None:
         optimizers = self._optimizers()
         variables = [variable for one in optimizers for variable in one.partial_variables]
         if not variables:
@@ -147,9 +136,9 @@ class DPSLogger(StateLogger):
         sizes = np.array([math.prod(variable.shape) for variable in variables])
         self._members = {name: (group, int(sizes[group].sum())) for name, group in members.items()}
         self._subnetworks = [_Subnetwork(one) for one in optimizers]
-        self._count = compiled(_counts)
+        self._count = kept(self.model, optimizers, _compiled_counts, bool(self.model.jit_compile))
 
-    def _look(self):
+    def _look(self) -> bool:
         """Looks for new subnetworks, and tells whether there are any."""
         optimizers, iterations = self._optimizers(), self._iterations()
         found = [
@@ -163,29 +152,36 @@ class DPSLogger(StateLogger):
         )
         return any(found)
 
-    def _report(self):
-        settings = [_settings(one) for one in self._optimizers()]
+    def _report(self) -> None:
         entries = self._entries()
-        model = entries.pop(None)
-        report = {"step": self._step, "epoch": self._epoch, "optimizers": settings}
-        self._write({**report, "model": model, "groups": entries})
+        self._log.write(
+            {
+                log_format.STEP: self._step,
+                log_format.EPOCH: self._epoch,
+                log_format.OPTIMIZERS: [_settings(one) for one in self._optimizers()],
+                log_format.MODEL: entries.pop(None),
+                log_format.GROUPS: entries,
+            }
+        )
 
-    def _entries(self):
+    def _entries(self) -> dict[str | None, dict[str, Any]]:
         """The entry of each group in a report; that of the whole model goes by None."""
         counts = np.concatenate([one.counts for one in self._subnetworks])
-        entries = {}
+        entries: dict[str | None, dict[str, Any]] = {}
         for name, (group, size) in self._members.items():
             selected, shared, united = (float(total) for total in counts[group].sum(axis=0))
-            figures = {"share": selected / size, "overlap": shared / united}
-            entries[name] = {"parameters": size, "figures": figures}
-        entries[None]["figures"]["cycle"] = max(one.cycle for one in self._subnetworks)
+            # Scores that are not numbers select nothing, and nothing is like nothing.
+            overlap = shared / united if united else math.nan
+            values = {"share": selected / size, "overlap": overlap}
+            entries[name] = {log_format.PARAMETERS: size, log_format.VALUES: values}
+        cycle = max(one.cycle for one in self._subnetworks)
+        entries[None][log_format.VALUES]["cycle"] = cycle
         return entries
 
-    def _figures(self):
+    def _last(self) -> dict[str, Any]:
         """What goes into Keras's logs."""
-        figures = self._entries()[None]["figures"]
-        figures["stage"] = max(one.stage for one in self._optimizers())
-        return {f"dps/{name}": value for name, value in figures.items()}
+        values = self._entries()[None][log_format.VALUES]
+        return {**values, "stage": max(one.stage for one in self._optimizers())}
 
 
 class _Subnetwork:
@@ -198,18 +194,18 @@ class _Subnetwork:
             the one before, was never looked at.
     """
 
-    def __init__(self, optimizer):
+    def __init__(self, optimizer: SubnetworkSelection) -> None:
         self.cycle = 0
         self.counts = np.full((len(optimizer.partial_variables), 3), np.nan)
-        self._masks = None
+        self._masks: list[Tensor] | None = None
 
-    def look(self, optimizer, step, count):
+    def look(self, optimizer: SubnetworkSelection, step: int, count: Callable[..., Tensor]) -> bool:
         """Looks at the subnetwork, if it is a new one, and tells whether it is.
 
         Args:
             optimizer: The optimizer.
             step: Integer, the steps that it has made.
-            count: `_counts`, compiled.
+            count: The function `_counts`, compiled.
         """
         cycle = _selections(optimizer, step)
         if cycle == self.cycle:
@@ -225,7 +221,7 @@ class _Subnetwork:
         self.counts[:, :known] = counts[:, :known]
         return True
 
-    def wait(self, optimizer, step):
+    def wait(self, optimizer: SubnetworkSelection, step: int) -> int:
         """The batches until the next selection, if all of them count.
 
         Args:
@@ -236,15 +232,23 @@ class _Subnetwork:
         return (next_selection - step - 1) * (optimizer.gradient_accumulation_steps or 1) + 1
 
 
-def _selections(optimizer, step):
+def _selections(optimizer: SubnetworkSelection, step: int) -> int:
     """How often an optimizer has selected: stage II begins half-way through each cycle."""
     return (step + optimizer.stage_steps) // (2 * optimizer.stage_steps)
 
 
-def _counts(masks, previous):
+def _compiled_counts(_optimizers: Any, xla: bool) -> Callable[..., Tensor]:
+    def counts(masks: Sequence[Tensor], previous: Sequence[Tensor]) -> Tensor:
+        return _counts(masks, previous)
+
+    # A function of its own, since JAX would keep what it compiled of a global one for ever.
+    return compiled(counts, xla)
+
+
+def _counts(masks: Sequence[Tensor], previous: Sequence[Tensor]) -> Tensor:
     """For each mask: the weights that are in it, in both it and the previous one, and in either."""
 
-    def count(mask):
+    def count(mask: Tensor) -> Tensor:
         return ops.sum(ops.cast(mask, "int32"))
 
     return ops.stack(
@@ -255,7 +259,7 @@ def _counts(masks, previous):
     )
 
 
-def _settings(optimizer):
+def _settings(optimizer: SubnetworkSelection) -> dict[str, Any]:
     return {
         "class": type(optimizer).__name__,
         "stage_steps": optimizer.stage_steps,

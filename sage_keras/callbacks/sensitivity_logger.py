@@ -2,11 +2,14 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from sage_keras import arguments
 from sage_keras.annotations import Groups
-from sage_keras.callbacks.figures import UNKNOWN, SlotFigures, refuse
+from sage_keras.callbacks.sensitivity_values import UNKNOWN, SensitivityValues
 from sage_keras.callbacks.state_logger import StateLogger
+from sage_keras.log import format as log_format
+from sage_keras.log.format import SENSITIVITY
 from sage_keras.optimizers.sage.guided import SensitivityGuided
 
 
@@ -19,11 +22,11 @@ class SensitivityLogger(StateLogger):
       sensitivity, as `optimizer.sensitivity(variable)` gives it;
     - `redundant_share`: the share of parameters under 1 % of the mean of the whole model;
     - `gini`: how concentrated the sensitivity is, from 0, all alike, to 1, all in one parameter;
-    - `scale_mean`, `scale_max`, `scale_q0.05` ...: the learning-rate scale `s` of the last step.
-      With `guide=False` it is what the scale would have been, with `calibrate=True` what it is
-      before it is divided by its mean.
+    - `scale_mean`, `scale_max`, `scale_q0.05` ...: the learning-rate scale `s` of the last step, as
+      the optimizer computes it. With `guide=False` it is what the scale would have been, with
+      `calibrate=True` what it is before it is divided by its mean.
 
-    The figures of the whole model go into Keras's `logs` as `sensitivity/mean` and so on, where
+    The values of the whole model go into Keras's `logs` as `sensitivity/mean` and so on, where
     `History`, `CSVLogger`, the progress bar and other callbacks see them. Callbacks listed before
     this one do not: put it first. With `log_dir`, each report is also one line of
     `sensitivity.jsonl`, which `sage_keras.analysis.read_log` reads, and, where `tensorboard` is
@@ -38,21 +41,24 @@ class SensitivityLogger(StateLogger):
 
     How exact it is: quantiles lie within 1.6 % of the exact ones, `s` within rounding. A model of
     more than 4 million guided parameters is sampled at regular distances, at least 65,536
-    parameters of each variable. All figures but `mean` are then those of the sample: its
+    parameters of each variable. All values but `mean` are then those of the sample: its
     quantiles differ by less than one percent more as a rule, and `scale_max` is the largest seen.
 
     What it costs: before a step that is reported, the sampled part of the slots is copied, and
-    afterwards some ten kilobytes of figures go to the host. Other steps are left alone, unless
+    afterwards some ten kilobytes of values go to the host. Other steps are left alone, unless
     Keras does not know how many steps an epoch has (a generator): then the last one is not known
-    beforehand, and each is copied before, as long as the epoch has no report.
+    beforehand, and each is copied before, as long as the epoch has no report. What computes the
+    values is compiled once for a model, by XLA if the model itself is.
 
-    `s` cannot be had with `steps_per_execution` above 1 or with slots in bfloat16: its figures are
-    left out, with a warning. Where just one report has to do without (training was stopped in the
-    middle of an epoch), they are not-a-number there.
+    `s` cannot be had with `steps_per_execution` above 1, with slots in bfloat16, or of an optimizer
+    that overrides `_scale` and not `_scale_of`: its values are left out, with a warning. Where just
+    one report has to do without (training was stopped in the middle of an epoch), they are
+    not-a-number there.
 
     Args:
         log_dir: Path of the folder for `sensitivity.jsonl` and TensorBoard's event file, or
-            `None` to write no files. An existing log is continued. Defaults to `None`.
+            `None` to write no files. An existing log of the same `update_freq` is continued.
+            Defaults to `None`.
         update_freq: `"epoch"`, `"batch"` or a number of batches: how often to report. Defaults
             to `"epoch"`.
         groups: How the variables are grouped. `None` for one group a layer; a dict of group name
@@ -63,11 +69,15 @@ class SensitivityLogger(StateLogger):
             `(0.05, 0.25, 0.5, 0.75, 0.95)`.
         histograms: Boolean, whether to write histograms of the sensitivity into `log_dir`.
             Defaults to `True`.
+        optimizer: String, the name of the model's attribute that holds the optimizer to watch,
+            such as `"d_optimizer"`, or `None` for the one that the model was compiled with.
+            Defaults to `None`.
 
     Raises:
         TypeError: If an argument is of the wrong type.
         ValueError: If an argument is out of range, or, when training begins, if the optimizer
-            does not measure sensitivity.
+            does not measure sensitivity, if no group holds a guided variable, or if the log in
+            `log_dir` is of another `update_freq`.
 
     Example:
 
@@ -86,100 +96,125 @@ class SensitivityLogger(StateLogger):
         - [Liang et al., 2022](https://arxiv.org/abs/2202.02664)
     """
 
-    _name = "sensitivity"
+    _kind = SENSITIVITY
     _mixin = SensitivityGuided
 
     def __init__(
         self,
-        log_dir: str | os.PathLike | None = None,
+        log_dir: str | os.PathLike[str] | None = None,
         update_freq: str | int = "epoch",
         groups: Groups = None,
         quantiles: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95),
         histograms: bool = True,
+        optimizer: str | None = None,
     ) -> None:
-        super().__init__(log_dir, groups)
+        super().__init__(log_dir, groups, optimizer)
         self.update_freq = arguments.frequency("update_freq", update_freq)
         self.quantiles = arguments.probabilities("quantiles", quantiles)
         self.histograms = arguments.boolean("histograms", histograms)
+        self._update_freq = self.update_freq
         self._every = arguments.batches(self.update_freq)
 
-    def on_train_begin(self, logs=None):
-        self._slots = None
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Takes note of where training goes on."""
+        self._values: SensitivityValues | None = None
+        self._accumulation = 1
         super().on_train_begin(logs)
         self._steps_per_execution = self.model.steps_per_execution
-        self._accumulation = max(
-            (one.gradient_accumulation_steps or 1 for one in self._optimizers()), default=1
-        )
         self._now = self._iterations()
         self._batches = max(self._now, default=0) * self._accumulation
         self._due = False
-        self._copies = {}
+        self._reported = False
+        self._copies: dict[tuple[int, ...], Any] = {}
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self._epoch = epoch
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Takes note of the epoch, which has no report yet."""
+        super().on_epoch_begin(epoch, logs)
         self._reported = False
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Copies the slots, if the step may be reported."""
         super().on_train_batch_begin(batch, logs)
         self._due = self._due or self._passes(self._steps_per_execution)
         if self._due or (not self._reported and self._may_end_epoch(batch)):
             self._remember()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Reports, if it is time and the batch made a step."""
         super().on_train_batch_end(batch, logs)
-        self._batches += batch + 1 - self._begun
-        if not self._copies:
+        self._batches += self._executed(batch)
+        if not self._copies or self._values is None:
             return
         # Not at the end of the epoch: on TensorFlow a generator that ends counts as a step.
         self._now = self._iterations()
         if self._due and self._now not in self._copies:
-            self._report()
-            logs.update(self._figures)
+            self._add(logs, self._report(self._values))
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Reports, if the epoch has no report yet, and adds the last values to the logs."""
+        if self._values is None:  # no batch, so far
+            return
         if not self._reported:
             if not self._copies:  # the end came early
                 self._now = self._iterations()
-            self._report()
-        logs.update(self._figures)
+            self._report(self._values)
+        self._add(logs, self._last)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Lets go of the copies."""
         self._copies = {}
 
-    def _refuse(self):
-        refuse(self.model.optimizer)
+    def _refuse(self) -> None:
+        raise ValueError(
+            "The model's optimizer measures no sensitivity. Use `sage_keras.Sage`, or guide "
+            "another Keras optimizer by a class of your own with `sage_keras.SensitivityGuided`; "
+            "its argument `guide=False` watches that optimizer without changing what it does. "
+            f"Received: optimizer={self._watched()!r}"
+        )
 
-    def _prepare(self):
-        self._slots = SlotFigures(self.model, self.groups, self.quantiles, self.histograms)
+    def _prepare(self) -> None:
+        optimizers = self._optimizers()
+        if not any(one.guided_variables for one in optimizers):
+            self._refuse()
+        self._accumulation = max(one.gradient_accumulation_steps or 1 for one in optimizers)
+        self._values = SensitivityValues(
+            self.model, optimizers, self.groups, self.quantiles, self.histograms
+        )
 
-    def _passes(self, batches):
+    def _passes(self, batches: int) -> bool:
         """Whether a multiple of `update_freq` lies within the next batches."""
-        return (self._batches + batches) // self._every > self._batches // self._every
+        return bool((self._batches + batches) // self._every > self._batches // self._every)
 
-    def _may_end_epoch(self, batch):
+    def _may_end_epoch(self, batch: int) -> bool:
         """Whether the last step of the epoch may come in this execution."""
-        steps = self.params["steps"]
-        return steps is None or batch + self._steps_per_execution + self._accumulation > steps
+        steps: int | None = (self.params or {}).get("steps")
+        next_batch: int = batch + self._steps_per_execution + self._accumulation
+        return steps is None or next_batch > steps
 
-    def _remember(self):
+    def _remember(self) -> None:
         """Copies the slots, unless no step was made since the last copy."""
         now = self._iterations()
         if now not in self._copies:
             before = _previous(now)  # is of use until the next step
             self._copies = {step: one for step, one in self._copies.items() if step == before}
-            self._copies[now] = self._slots and self._slots.copy(self.model)
+            self._copies[now] = self._values and self._values.copy(self._optimizers())
 
-    def _report(self):
+    def _report(self, values: SensitivityValues) -> dict[str, float]:
+        """Makes a report, and returns its values of the whole model."""
         copy = self._copies.get(_previous(self._now), UNKNOWN)
-        report = {"step": max(self._now), "epoch": self._epoch}
-        report |= self._slots.report(self.model, self._now, copy)
-        self._write(report)
-        figures = report["model"]["figures"]
-        self._figures = {f"sensitivity/{name}": value for name, value in figures.items()}
+        report: dict[str, Any] = {
+            log_format.STEP: max(self._now),
+            log_format.EPOCH: self._epoch,
+        }
+        report |= values.report(self._optimizers(), self._now, copy)
+        self._log.write(report)
+        last: dict[str, float] = report[log_format.MODEL][log_format.VALUES]
+        self._last = last
         self._reported = True
         self._due = False
         self._copies = {}
+        return last
 
 
-def _previous(iterations):
+def _previous(iterations: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(one - 1 for one in iterations)

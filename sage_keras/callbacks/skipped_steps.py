@@ -1,8 +1,14 @@
 """The callback that ends a training whose steps are skipped."""
 
+import math
+from typing import Any
+
 import keras
+from keras import ops
+from keras.optimizers import LossScaleOptimizer
 
 from sage_keras import arguments
+from sage_keras.callbacks.watched import not_known_yet
 from sage_keras.optimizers.base import OptimizerMixin, find_optimizers
 
 
@@ -12,6 +18,10 @@ class RaiseOnSkippedSteps(keras.callbacks.Callback):
     An optimizer with `on_nonfinite="skip"` leaves out the steps of which a gradient is infinite or
     not a number, and counts them. A few are harmless; a run in which they pile up is lost, and
     this callback says so. A compiled step cannot raise by itself.
+
+    A `LossScaleOptimizer` leaves such steps out itself, halves its scale at each, and doubles it
+    after a long time without one. Under it a halving counts as long as no doubling has made up for
+    it, so that the few of a long run do not add up.
 
     Args:
         limit: Integer, at least 1, how many steps skipped in one call of `fit` are too many.
@@ -42,39 +52,41 @@ class RaiseOnSkippedSteps(keras.callbacks.Callback):
         self.update_freq = arguments.frequency("update_freq", update_freq)
         self._every = arguments.batches(self.update_freq)
 
-    def on_train_begin(self, logs=None):
-        """Looks for the optimizers that skip steps.
-
-        Args:
-            logs: Not used.
-
-        Raises:
-            ValueError: If there is none.
-        """
-        if not self._optimizers():
-            raise ValueError(
-                "`RaiseOnSkippedSteps` needs an optimizer of sage_keras that skips steps: compile "
-                'the model with one such as `Sage(on_nonfinite="skip")`, or take the callback out. '
-                f"Received: optimizer={self.model.optimizer!r}"
-            )
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Looks for the optimizers that skip steps."""
+        if not not_known_yet(self.model.optimizer):
+            self._require()
         self._before = self._skipped()
         self._looked_at = 0
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Counts batches from the beginning of each epoch."""
         self._looked_at = 0
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Looks at the count after every `update_freq` batches."""
         if (batch + 1) // self._every > self._looked_at // self._every:
             self._looked_at = batch + 1
             self._check()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Looks at the count."""
         self._check()
 
-    def _check(self):
+    def _require(self) -> None:
+        """Refuses a model whose optimizer skips no steps."""
+        optimizer = self.model.optimizer
+        if not self._optimizers() and not isinstance(optimizer, LossScaleOptimizer):
+            raise ValueError(
+                "`RaiseOnSkippedSteps` needs an optimizer of sage_keras that skips steps: compile "
+                'the model with one such as `Sage(on_nonfinite="skip")`, or take the callback out. '
+                f"Received: optimizer={optimizer!r}"
+            )
+
+    def _check(self) -> None:
+        if not_known_yet(self.model.optimizer):
+            return  # there was no batch
+        self._require()
         skipped = self._skipped() - self._before
         if skipped >= self.limit:
             raise FloatingPointError(
@@ -83,9 +95,21 @@ class RaiseOnSkippedSteps(keras.callbacks.Callback):
                 "inputs or labels, or lower the learning rate."
             )
 
-    def _skipped(self):
-        return sum(optimizer.skipped_steps for optimizer in self._optimizers())
+    def _skipped(self) -> float:
+        optimizers = self._optimizers()
+        skipped: int = sum(one.skipped_steps for one in optimizers)
+        return _halvings(self.model.optimizer) + skipped
 
-    def _optimizers(self):
+    def _optimizers(self) -> list[Any]:
         found = find_optimizers(self.model.optimizer, OptimizerMixin)
         return [optimizer for optimizer in found if optimizer.on_nonfinite == "skip"]
+
+
+def _halvings(optimizer: Any) -> float:
+    """How often a `LossScaleOptimizer` has halved its scale, less the doublings; 0 for others."""
+    if not isinstance(optimizer, LossScaleOptimizer) or not optimizer.built:
+        return 0
+    scale = float(ops.convert_to_numpy(optimizer.dynamic_scale))
+    if not 0 < scale < math.inf:  # out of what float32 holds
+        return math.inf
+    return round(math.log2(optimizer.initial_scale / scale))

@@ -1,4 +1,4 @@
-"""The pictures draw the figures of the log, and can be read without colour."""
+"""The pictures draw the values of the log, and can be read without colour."""
 
 import dataclasses
 import itertools
@@ -103,8 +103,8 @@ def test_heat_map_is_lighter_the_larger_the_value(log):
 
 
 def test_heat_map_tells_zero_and_no_value_apart(log):
-    log.groups["first"].figures["mean"][1] = 0
-    log.groups["second"].figures["mean"][2] = np.nan
+    log.groups["first"].values["mean"][1] = 0
+    log.groups["second"].values["mean"][2] = np.nan
     axes = plot_heat_map(log)
     values, zeros = (mesh.get_array().reshape(2, 3) for mesh in axes.collections)
     assert values.mask.tolist() == [[False, True, False], [False, False, True]]
@@ -115,18 +115,30 @@ def test_heat_map_tells_zero_and_no_value_apart(log):
     assert plot_heat_map(log, "gini").figure.legends == []
 
 
-def test_heat_map_of_other_figures_is_linear_and_zero_is_a_value(log):
-    log.groups["first"].figures["redundant_share"][0] = 0
+def test_heat_map_of_other_values_is_linear_and_zero_is_a_value(log):
+    log.groups["first"].values["redundant_share"][0] = 0
     mesh = plot_heat_map(log, "redundant_share").collections[0]
     assert mesh.get_array().reshape(2, 3).tolist() == [[0, 0.25, 0.25], [0.25] * 3]
     assert mesh.norm([0, 0.125, 0.25]).tolist() == [0, 0.5, 1]
-    with pytest.raises(ValueError, match=r"no figure 'q0\.5'. It has .*'mean'"):
+    with pytest.raises(ValueError, match=r"no values 'q0\.5'. It has .*'mean'"):
         plot_heat_map(log, "q0.5")
+
+
+def test_heat_map_without_groups_is_refused(tmp_path):
+    log = read_log(write_log(tmp_path, report(1, groups=())))
+    with pytest.raises(ValueError, match="no groups to draw"):
+        plot_heat_map(log)
+
+
+def test_the_largest_steps_are_drawn_in_their_order(tmp_path):
+    log = read_log(write_log(tmp_path, *(report(step) for step in (2**62, 2**63 - 1))))
+    edges = plot_heat_map(log).collections[0].get_coordinates()[0, :, 0]
+    assert (np.diff(edges) > 0).all()
 
 
 def test_heat_map_of_nothing_but_zeros_is_drawn(log):
     for group in log.groups.values():
-        group.figures["mean"][:] = 0
+        group.values["mean"][:] = 0
     plot_heat_map(log).figure.draw_without_rendering()
 
 
@@ -190,9 +202,9 @@ def test_scale_has_gaps_where_a_report_has_none(tmp_path):
 
 def test_scale_that_was_not_logged_is_refused(tmp_path):
     plain = report(1)
-    for name in [name for name in plain["model"]["figures"] if name.startswith("scale")]:
-        del plain["model"]["figures"][name]
-    with pytest.raises(ValueError, match=r"no figure 'scale_mean'.*bfloat16"):
+    for name in [name for name in plain["model"]["values"] if name.startswith("scale")]:
+        del plain["model"]["values"][name]
+    with pytest.raises(ValueError, match=r"no values 'scale_mean'.*bfloat16"):
         plot_scale(read_log(write_log(tmp_path, plain)))
 
 

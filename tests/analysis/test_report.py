@@ -1,9 +1,11 @@
-"""The page is whole, holds the figures of the logs, and does no harm."""
+"""The page is whole, holds the values of the logs, and does no harm."""
 
 import base64
 import html.parser
 import io
+import json
 import os
+import stat
 import subprocess
 import sys
 
@@ -73,11 +75,19 @@ def content(logs, tmp_path_factory):
     return path.read_text(encoding="utf-8")
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Most of the time of a page is that of its pictures."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: None)
+
+
 def read_page(path):
     return Page(path.read_text(encoding="utf-8"))
 
 
-def test_table_of_runs_holds_the_figures_of_the_last_reports(content):
+def test_table_of_runs_holds_the_values_of_the_last_reports(content):
     runs, _ = Page(content).tables
     titles = ["Run", "Optimizer", "Steps", "Parameters", "Mean sensitivity", "Redundant share"]
     assert runs == [
@@ -126,11 +136,11 @@ def test_each_picture_is_inlined_with_its_size_and_described(logs, content):
         assert abs(height / 2 - int(picture["height"])) <= 1
 
 
-def test_pictures_without_figures_are_left_out(tmp_path):
+def test_pictures_without_values_are_left_out(tmp_path):
     plain = report(1)
     del plain["model"]["histogram"]
     for entry in (plain["model"], *plain["groups"].values()):
-        entry["figures"] = {"mean": 0.0}
+        entry["values"] = {"mean": 0.0}
     log = read_log(write_log(tmp_path, plain))
     page = read_page(write_report({"plain": log}, tmp_path / "page.html"))
     assert [picture["alt"] for picture in page.pictures] == [
@@ -139,8 +149,8 @@ def test_pictures_without_figures_are_left_out(tmp_path):
     assert page.tables[0][1][-3:] == 3 * ["\u2013"]
 
 
-@pytest.mark.parametrize("name", ['<script>alert("1")</script>', 'a & b\' "c"', "$x$ $\\frac{$"])
-def test_names_are_text_and_nothing_else(tmp_path, name):
+def test_names_are_text_and_nothing_else(tmp_path):
+    name = '<script>alert("1")</script> a & b\' "c" $x$ $\\frac{$'
     log = read_log(write_log(tmp_path, report(1, groups=[name])))
     page = read_page(write_report({name: log}, tmp_path / "page.html", {name: CURVE}))
     assert "script" not in page.tags
@@ -163,6 +173,7 @@ def test_runs_share_what_they_are_compared_by(logs, monkeypatch, tmp_path):
     assert scales[0] == scales[1] == pytest.approx((0, 1.3 * 1.734375))
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_page_is_written_whole_or_not_at_all(logs, tmp_path, monkeypatch):
     folder = tmp_path / "pages"
     path = write_report(logs, folder / "page.html")
@@ -174,11 +185,97 @@ def test_page_is_written_whole_or_not_at_all(logs, tmp_path, monkeypatch):
     assert list(folder.iterdir()) == [path]
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_a_link_stays_a_link_and_a_file_keeps_its_mode(logs, tmp_path):
+    target, link = tmp_path / "folder" / "page.html", tmp_path / "link.html"
+    target.parent.mkdir()
+    target.write_text("before")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    assert write_report(logs, link) == link
+    assert link.is_symlink()
+    assert read_page(target).tables
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    dangling = tmp_path / "dangling.html"
+    dangling.symlink_to(tmp_path / "new" / "page.html")
+    write_report(logs, dangling)
+    assert dangling.is_symlink()
+    (tmp_path / "plain").touch()
+    assert dangling.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("kind", ["pipe", "loop", "/dev/null"])
+def test_what_is_no_file_is_refused_and_stays(logs, tmp_path, kind):
+    output = tmp_path / "output"
+    if kind == "pipe":
+        os.mkfifo(output)
+    elif kind == "loop":
+        output.symlink_to(output)
+    else:
+        output.symlink_to(kind)
+    before = output.lstat()
+    with pytest.raises(ValueError, match=r"`output` must be the path of a file.*output', which is"):
+        write_report(logs, output)
+    assert (output.lstat().st_mode, output.lstat().st_ino) == (before.st_mode, before.st_ino)
+    assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_name_may_be_as_long_as_a_file_system_allows(logs, tmp_path):
+    path = write_report(logs, tmp_path / ("x" * 250 + ".html"))
+    assert read_page(path).tables
+
+
+def test_a_log_of_another_logger_is_refused(logs, tmp_path):
+    from sage_keras.analysis import read_dps_log
+
+    entry = {"parameters": 8, "values": {"share": 0.5, "overlap": None}}
+    settings = [{"class": "DPSDense", "stage_steps": 2, "drop_rate": 0.3}]
+    line = {"step": 3, "epoch": 0, "model": entry, "groups": {"h": entry}}
+    for name, optimizers, reason in [("a", settings, "no 'beta_3'"), ("b", [], "no 'mean'")]:
+        (tmp_path / name).mkdir()
+        text = json.dumps({**line, "optimizers": optimizers}) + "\n"
+        (tmp_path / name / "dps.jsonl").write_text(text)
+        both = {**logs, "dps run": read_dps_log(tmp_path / name)}
+        with pytest.raises(ValueError, match=rf"of a SensitivityLogger.*'dps run'.*{reason}"):
+            write_report(both, tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_log_without_groups(tmp_path):
+    page = read_page(
+        write_report(
+            {"plain": read_log(write_log(tmp_path, report(1, groups=())))}, tmp_path / "page.html"
+        )
+    )
+    assert len(page.tables[0]) == 2
+    assert not any("group" in picture["alt"] for picture in page.pictures)
+
+
+@pytest.mark.filterwarnings("error")  # matplotlib would warn of a character without a picture
+def test_escapes_are_shown_as_text(tmp_path, capsys):
+    escape, shown = "a\x1b[2J\x07\nb", r"a\x1b[2J\x07\nb"
+    log = read_log(write_log(tmp_path / escape, report(1, groups=[escape])))
+    path = write_report({escape: log}, tmp_path / "page.html", {escape: CURVE})
+    page = read_page(path)
+    assert page.tables[0][1][0] == page.tables[1][2][0] == shown
+    assert all(shown in picture["alt"] for picture in page.pictures)
+    assert "\x1b" not in path.read_text(encoding="utf-8")
+
+    (tmp_path / escape / "sensitivity.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / escape), "-o", str(path)])
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"Line 1 of {tmp_path}/{shown}/sensitivity.jsonl is not a report" in line
+
+
 def test_no_logs_are_refused(tmp_path):
     with pytest.raises(ValueError, match="`logs` must not be empty"):
         write_report({}, tmp_path / "page.html")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_command_names_runs_by_what_tells_their_folders_apart(tmp_path, capsys):
     folders = ["one/Sage/log", "two/Sage/log", "AdamW"]
     for folder in folders:
@@ -197,6 +294,7 @@ def test_a_folder_can_be_the_end_of_another(tmp_path, monkeypatch):
     assert name_runs(["."]) == {tmp_path.name: "."}
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_command_writes_report_html_unless_told_otherwise(tmp_path, monkeypatch):
     write_log(tmp_path / "Sage", report(1))
     monkeypatch.chdir(tmp_path)
@@ -211,7 +309,7 @@ def test_command_writes_report_html_unless_told_otherwise(tmp_path, monkeypatch)
         (["good", "broken"], "Line 1 of broken/sensitivity.jsonl is not a report"),
         (["good", "empty"], "empty/sensitivity.jsonl holds no report yet"),
         (["good", "./good"], "each LOG_DIR must be named once"),
-        (["good", "-o", "good"], "Is a directory"),
+        (["good", "-o", "good"], "Received: output='good', which is a folder"),
     ],
 )
 def test_command_refuses_in_one_line(tmp_path, monkeypatch, capsys, arguments, message):
@@ -229,6 +327,7 @@ def test_command_refuses_in_one_line(tmp_path, monkeypatch, capsys, arguments, m
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.extended
 def test_command_as_a_program(tmp_path):
     command = [sys.executable, "-m", "sage_keras.analysis", "missing"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

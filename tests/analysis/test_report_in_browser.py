@@ -16,9 +16,12 @@ from sage_keras.analysis import read_log, write_report
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CURVE = {"fraction": np.array([0.0, 0.5]), "loss": np.array([0.4, 0.9])}
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium on the path; on Debian, `apt install chromium`"
-)
+pytestmark = [
+    pytest.mark.extended,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="no chromium on the path; on Debian, `apt install chromium`"
+    ),
+]
 
 # Tells the frame's owner what the browser made of the page.
 PROBE = """<script>

@@ -1,4 +1,4 @@
-"""The logger's figures, against a whole training under DPS in NumPy and float64."""
+"""The logger's values, against a whole training under DPS in NumPy and float64."""
 
 import keras
 import numpy as np
@@ -7,7 +7,7 @@ import twin
 import twin_dps
 from mixing_jobs import inject_columns
 from modes import BACKEND, to_numpy
-from two_layers import BATCHES, fit, gradients, network
+from two_layers import BATCHES, CHEAPEST, fit, gradients, network
 
 from sage_keras import DPSDense, DPSMix, Mixout
 from sage_keras.analysis import read_dps_log
@@ -48,8 +48,8 @@ class TwinTraining:
         self.columns = columns
         self.accumulation = accumulation
 
-    def figures(self, epochs, batches=BATCHES):
-        """Dict of step to (dict of group to figures), of the steps that ended with a selection."""
+    def reports(self, epochs, batches=BATCHES):
+        """Dict of step to (dict of group to values), of the steps that ended with a selection."""
         accumulated, self.masks, reports = [], [[] for _ in self.twins], {}
         self._prepare()
         for batch in [*range(batches)] * epochs:
@@ -63,7 +63,7 @@ class TwinTraining:
             self._prepare()
             if self._select():
                 reports[self.bases[0].iterations] = {
-                    name: self._figures(group) for name, group in GROUPS.items()
+                    name: self._values(group) for name, group in GROUPS.items()
                 }
         assert all(one.gap > 1e-4 for one in self.twins if hasattr(one, "gap"))
         return reports
@@ -87,16 +87,16 @@ class TwinTraining:
             self.masks[position].append(self.twins[position].mask.copy())
         return begun
 
-    def _figures(self, group):
+    def _values(self, group):
         history = [self.masks[i] for i in group if self.every[i] is not None]
-        figures = {"share": np.nan, "overlap": np.nan}
+        found = {"share": np.nan, "overlap": np.nan}
         if all(len(one) >= 1 for one in history):
             last = np.concatenate([one[-1].ravel() for one in history])
-            figures["share"] = last.sum() / last.size
+            found["share"] = last.sum() / last.size
         if all(len(one) >= 2 for one in history):
             before = np.concatenate([one[-2].ravel() for one in history])
-            figures["overlap"] = (last & before).sum() / (last | before).sum()
-        return figures
+            found["overlap"] = (last & before).sum() / (last | before).sum()
+        return found
 
 
 def assert_equal_to_twin(log, expected, steps, unknown=(), reported_at=None):
@@ -107,7 +107,7 @@ def assert_equal_to_twin(log, expected, steps, unknown=(), reported_at=None):
             wanted = dict(expected[step][name])
             if step in unknown:
                 wanted["overlap"] = np.nan
-            found = {figure: series.figures[figure][row] for figure in wanted}
+            found = {key: series.values[key][row] for key in wanted}
             np.testing.assert_equal(found, wanted, err_msg=f"{name}, step {step}")
 
 
@@ -122,45 +122,45 @@ class CountedLogger(DPSLogger):
 
 
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
-def test_figures_of_dense_are_those_of_the_twin(scaled, tmp_path):
+def test_values_of_dense_are_those_of_the_twin(scaled, tmp_path):
     optimizer = dense(stage_steps=3)
     if scaled:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=16.0)
     logger = CountedLogger(tmp_path)
-    history = fit(network(optimizer), logger, epochs=3).history
-    expected = TwinTraining(3).figures(epochs=3)
+    history = fit(network(optimizer, **(CHEAPEST if scaled else {})), logger, epochs=3).history
+    expected = TwinTraining(3).reports(epochs=3)
     log = read_dps_log(tmp_path)
     assert_equal_to_twin(log, expected, [3, 9, 15])
-    assert 0 < log.model.figures["overlap"][1] < 1
-    assert log.model.figures["cycle"].tolist() == [1, 2, 3]
+    assert 0 < log.model.values["overlap"][1] < 1
+    assert log.model.values["cycle"].tolist() == [1, 2, 3]
     assert log.epochs.tolist() == [0, 1, 2]
     assert log.optimizers == [{"class": "DPSDense", "stage_steps": 3, "drop_rate": 0.3}]
     assert log.model.parameters == 58
     assert log.groups["second"].parameters == 16
     assert history["dps/stage"] == [1, 1, 1]
     assert history["dps/cycle"] == [1, 2, 3]
-    for figure in ("share", "overlap"):
-        np.testing.assert_array_equal(history[f"dps/{figure}"], log.model.figures[figure])
+    for key in ("share", "overlap"):
+        np.testing.assert_array_equal(history[f"dps/{key}"], log.model.values[key])
     assert logger.reads == 4  # where training begins, and where a selection is due
 
 
-def test_figures_of_mix_are_those_of_the_twin(tmp_path, monkeypatch):
+def test_values_of_mix_are_those_of_the_twin(tmp_path, monkeypatch):
     optimizer = DPSMix(LEARNING_RATE, stage_steps=2, seed=0)
     columns = inject_columns(optimizer, monkeypatch, steps=18, shapes=COLUMNS)
     logger = DPSLogger(tmp_path)
     history = fit(network(optimizer), SwapTrueWeights(), epochs=3, callbacks=[logger]).history
-    expected = TwinTraining(2, twin_dps.Mix, columns).figures(epochs=3)
+    expected = TwinTraining(2, twin_dps.Mix, columns).reports(epochs=3)
     log = read_dps_log(tmp_path)
     assert_equal_to_twin(log, expected, [2, 6, 10, 14, 18])
-    assert (log.model.figures["overlap"][1:] < 1).all()
+    assert (log.model.values["overlap"][1:] < 1).all()
     assert history["dps/stage"] == [2, 1, 2]
     assert history["dps/cycle"] == [2, 3, 5]
 
 
 def test_gradient_accumulation(tmp_path):
     optimizer = dense(stage_steps=1, gradient_accumulation_steps=3)
-    fit(network(optimizer), DPSLogger(tmp_path), epochs=3, batches=7)
-    expected = TwinTraining(1, accumulation=3).figures(epochs=3, batches=7)
+    fit(network(optimizer, **CHEAPEST), DPSLogger(tmp_path), epochs=3, batches=7)
+    expected = TwinTraining(1, accumulation=3).reports(epochs=3, batches=7)
     assert_equal_to_twin(read_dps_log(tmp_path), expected, [1, 3, 5, 7])
 
 
@@ -169,20 +169,20 @@ def test_an_execution_that_jumps_over_a_stage(tmp_path):
     """It looks after 3, 6, ... steps; stage II of the third cycle lasts from 10 to 12."""
     model = network(dense(stage_steps=2), steps_per_execution=3)
     history = fit(model, DPSLogger(tmp_path), epochs=3).history
-    expected = TwinTraining(2).figures(epochs=3)
+    expected = TwinTraining(2).reports(epochs=3)
     log = read_dps_log(tmp_path)
     assert_equal_to_twin(log, expected, [2, 6, 14, 18], unknown=[14], reported_at=[3, 6, 15, 18])
-    assert log.model.figures["cycle"].tolist() == [1, 2, 4, 5]
+    assert log.model.values["cycle"].tolist() == [1, 2, 4, 5]
     assert history["dps/cycle"] == [2, 3, 5]
     assert np.isnan(history["dps/share"]).tolist() == [False, True, False]
 
 
 def test_resumed_training_counts_on(tmp_path):
-    model = network(dense(stage_steps=4))
+    model = network(dense(stage_steps=4), **CHEAPEST)
     fit(model, DPSLogger(tmp_path), epochs=1)
     model.save(tmp_path / "model.keras")
     again, logger = keras.models.load_model(tmp_path / "model.keras"), DPSLogger(tmp_path)
-    expected = TwinTraining(4).figures(epochs=4)
+    expected = TwinTraining(4).reports(epochs=4)
     fit(again, logger, epochs=2, initial_epoch=1)  # from stage II, to the selection after step 12
     assert_equal_to_twin(read_dps_log(tmp_path), expected, [4, 12])
     share = fit(again, logger, epochs=3, initial_epoch=2).history["dps/share"]
@@ -197,13 +197,13 @@ def test_multi_optimizer(tmp_path):
     """Stages of different lengths, and an optimizer that selects in none of its variables."""
     inner = {"first/kernel": dense(2), "first/bias": dense(1, exclude=["."]), "second": dense(3)}
     chosen = lambda variable: next(one for key, one in inner.items() if key in variable.path)  # noqa: E731
-    model = network(keras.optimizers.MultiOptimizer(chosen))
+    model = network(keras.optimizers.MultiOptimizer(chosen), **CHEAPEST)
     logger = DPSLogger(tmp_path, groups={"first": "first", "second": "second"})
     history = fit(model, logger).history
-    expected = TwinTraining([2, None, 3, 3]).figures(epochs=2)
+    expected = TwinTraining([2, None, 3, 3]).reports(epochs=2)
     log = read_dps_log(tmp_path)
     assert_equal_to_twin(log, expected, [2, 3, 6, 9, 10])
-    assert np.isfinite(log.model.figures["share"]).tolist() == [False, True, True, True, True]
+    assert np.isfinite(log.model.values["share"]).tolist() == [False, True, True, True, True]
     assert log.groups["first"].parameters == 35
     assert [one["stage_steps"] for one in log.optimizers] == [2, 3]
     assert history["dps/stage"] == [2, 1]
@@ -226,7 +226,7 @@ def test_a_model_that_is_not_built_before_training():
     """Selected after its first batch; 11 of 15, 3 of 3, 5 of 6 and 2 of 2 weights."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.layers.Dense(3), keras.layers.Dense(2)])
-    model.compile(optimizer=dense(stage_steps=1), loss="mse")
+    model.compile(optimizer=dense(stage_steps=1), loss="mse", **CHEAPEST)
     seen = Seen()
     fit(model, DPSLogger(), epochs=1, callbacks=[seen])
     assert seen.batches == [(0, 2, 1, 21 / 26), (2, 2, 2, 21 / 26), (4, 2, 3, 21 / 26)]

@@ -1,4 +1,4 @@
-"""The logger's figures, against a whole training in NumPy and float64, and where they go."""
+"""The logger's values, against a whole training in NumPy and float64, and where they go."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ import pytest
 from modes import BACKEND, to_numpy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from twin import TWINS
-from two_layers import BATCH, BATCHES, data, fit, gradients, network
+from two_layers import BATCH, BATCHES, CHEAPEST, data, fit, gradients, network, rewound
 
 import sage_keras
 from sage_keras import SageSGD, SubnetworkSelection
@@ -27,8 +27,20 @@ NAMES = ["mean", "redundant_share", "gini", *(f"q{q:g}" for q in QUANTILES)]
 SCALE_NAMES = ["scale_mean", "scale_max", *(f"scale_q{q:g}" for q in QUANTILES)]
 
 
+def sage_sgd():
+    return SageSGD(0.02)
+
+
+def accumulating():
+    return SageSGD(0.02, gradient_accumulation_steps=3)
+
+
+def loss_scaled():
+    return keras.optimizers.LossScaleOptimizer(SageSGD(0.02), initial_scale=16.0)
+
+
 class TwinTraining:
-    """The same network under the twins of `twin.py`: the figures it must have at each step."""
+    """The same network under the twins of `twin.py`: the values it must have at each step."""
 
     def __init__(self, name, learning_rate, accumulation=1, **settings):
         make = TWINS[name]
@@ -38,8 +50,8 @@ class TwinTraining:
         ]
         self.accumulation = accumulation
 
-    def figures(self, epochs=2, batches=BATCHES):
-        """Dict of step to (dict of group to figures)."""
+    def reports(self, epochs=2, batches=BATCHES):
+        """Dict of step to (dict of group to values)."""
         accumulated, reports = [], {}
         for index in [*range(batches)] * epochs:
             weights = [one.weight for one in self.parameters]
@@ -60,7 +72,7 @@ class TwinTraining:
         limit = 0.01 * np.concatenate(values).mean()
         groups = {"model": [0, 1, 2, 3], "first": [0, 1], "second": [2, 3]}
         return {
-            name: exact_figures(
+            name: exact_values(
                 np.concatenate([values[i] for i in chosen]),
                 np.concatenate([scales[i] for i in chosen]),
                 limit,
@@ -69,10 +81,10 @@ class TwinTraining:
         }
 
 
-def exact_figures(values, scales, limit):
+def exact_values(values, scales, limit):
     ordered = np.sort(values)
     ranks = 2 * np.arange(1, len(values) + 1) - len(values) - 1
-    figures = {
+    exact = {
         "mean": values.mean(),
         "redundant_share": np.mean(values < limit),
         "gini": (ranks * ordered).sum() / (len(values) * ordered.sum()),
@@ -80,20 +92,20 @@ def exact_figures(values, scales, limit):
         "scale_max": scales.max(),
     }
     for q in QUANTILES:
-        figures[f"q{q:g}"] = np.quantile(values, q, method="inverted_cdf")
-        figures[f"scale_q{q:g}"] = np.quantile(scales, q, method="inverted_cdf")
-    return figures
+        exact[f"q{q:g}"] = np.quantile(values, q, method="inverted_cdf")
+        exact[f"scale_q{q:g}"] = np.quantile(scales, q, method="inverted_cdf")
+    return exact
 
 
 def assert_equal_to_twin(log, expected, steps, scales=True):
     assert log.steps.tolist() == steps
     for name, series in {"model": log.model, **log.groups}.items():
         for row, step in enumerate(steps):
-            for figure in NAMES + (SCALE_NAMES if scales else []):
-                tolerance = 1 / 60 if "q" in figure or figure == "gini" else 2e-4
-                assert series.figures[figure][row] == pytest.approx(
-                    expected[step][name][figure], rel=tolerance, abs=1e-7
-                ), (name, step, figure)
+            for key in NAMES + (SCALE_NAMES if scales else []):
+                tolerance = 1 / 60 if "q" in key or key == "gini" else 2e-4
+                assert series.values[key][row] == pytest.approx(
+                    expected[step][name][key], rel=tolerance, abs=1e-7
+                ), (name, step, key)
 
 
 @pytest.mark.parametrize(
@@ -104,10 +116,11 @@ def assert_equal_to_twin(log, expected, steps, scales=True):
         ("SageAdam", {"guide": False}),
     ],
 )
-def test_figures_are_those_of_the_twin(name, settings, tmp_path):
+def test_values_are_those_of_the_twin(name, settings, tmp_path):
     optimizer = getattr(sage_keras, name)(learning_rate=0.02, **settings)
-    fit(network(optimizer), SensitivityLogger(tmp_path, update_freq="batch"))
-    expected = TwinTraining(name, learning_rate=0.02, **settings).figures()
+    model = network(optimizer, **({} if name == "Sage" else CHEAPEST))
+    fit(model, SensitivityLogger(tmp_path, update_freq="batch"))
+    expected = TwinTraining(name, learning_rate=0.02, **settings).reports()
     log = read_log(tmp_path)
     assert_equal_to_twin(log, expected, list(range(1, 13)))
     assert log.epochs.tolist() == [0] * 6 + [1] * 6
@@ -129,37 +142,41 @@ def test_figures_are_those_of_the_twin(name, settings, tmp_path):
     ],
 )
 def test_update_freq(update_freq, steps, tmp_path):
-    history = fit(network(SageSGD(0.02)), SensitivityLogger(tmp_path, update_freq))
-    expected = TwinTraining("SageSGD", 0.02, bias_correction=False).figures()
+    history = fit(rewound(sage_sgd), SensitivityLogger(tmp_path, update_freq))
+    expected = TwinTraining("SageSGD", 0.02, bias_correction=False).reports()
     assert_equal_to_twin(read_log(tmp_path), expected, steps)
     last = [max(step for step in steps if step <= end) for end in (6, 12)]
-    for figure in NAMES + SCALE_NAMES:
-        # A figure of the epoch itself, for each epoch.
-        assert history.history[f"sensitivity/{figure}"] == pytest.approx(
-            [expected[step]["model"][figure] for step in last], rel=1 / 60
+    for key in NAMES + SCALE_NAMES:
+        # A key of the epoch itself, for each epoch.
+        assert history.history[f"sensitivity/{key}"] == pytest.approx(
+            [expected[step]["model"][key] for step in last], rel=1 / 60
         )
 
 
 def test_gradient_accumulation(tmp_path):
     """Two steps in an epoch of seven batches, and a batch without a step at its end."""
-    make = lambda: SageSGD(0.02, gradient_accumulation_steps=3)  # noqa: E731
     twin = TwinTraining("SageSGD", 0.02, accumulation=3, bias_correction=False)
-    expected = twin.figures(epochs=3, batches=7)
-    fit(network(make()), SensitivityLogger(tmp_path / "epoch"), epochs=3, batches=7)
+    expected = twin.reports(epochs=3, batches=7)
+    fit(rewound(accumulating), SensitivityLogger(tmp_path / "epoch"), epochs=3, batches=7)
     assert_equal_to_twin(read_log(tmp_path / "epoch"), expected, [2, 4, 7])
     # Due after 2, 4, 6 ... batches, and then made by the next batch that makes a step.
-    fit(network(make()), SensitivityLogger(tmp_path / "two", update_freq=2), epochs=3, batches=7)
+    fit(
+        rewound(accumulating),
+        SensitivityLogger(tmp_path / "two", update_freq=2),
+        epochs=3,
+        batches=7,
+    )
     assert_equal_to_twin(read_log(tmp_path / "two"), expected, [1, 2, 3, 4, 5, 6, 7])
 
 
 def test_resumed_training_counts_on(tmp_path):
-    model = network(SageSGD(0.02))
+    model = rewound(sage_sgd, **CHEAPEST)
     fit(model, SensitivityLogger(tmp_path, update_freq=4), epochs=1)
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
     logger = SensitivityLogger(tmp_path, update_freq=4)
     fit(again, logger, epochs=2, initial_epoch=1)
-    expected = TwinTraining("SageSGD", 0.02, bias_correction=False).figures(epochs=3)
+    expected = TwinTraining("SageSGD", 0.02, bias_correction=False).reports(epochs=3)
     log = read_log(tmp_path)
     assert_equal_to_twin(log, expected, [4, 8, 12])
     assert log.epochs.tolist() == [0, 1, 1]
@@ -168,21 +185,21 @@ def test_resumed_training_counts_on(tmp_path):
 
 
 def test_loss_scale_optimizer(tmp_path):
-    model = network(keras.optimizers.LossScaleOptimizer(SageSGD(0.02), initial_scale=16.0))
-    fit(model, SensitivityLogger(tmp_path, update_freq=3))
-    expected = TwinTraining("SageSGD", 0.02, bias_correction=False).figures()
+    fit(rewound(loss_scaled), SensitivityLogger(tmp_path, update_freq=3))
+    expected = TwinTraining("SageSGD", 0.02, bias_correction=False).reports()
     assert_equal_to_twin(read_log(tmp_path), expected, [3, 6, 9, 12])
 
 
 def test_a_step_that_overflows_is_not_reported(tmp_path):
     """From 2^125 the scaled gradients overflow until the scale is small enough."""
-    scaled = keras.optimizers.LossScaleOptimizer(SageSGD(0.02), initial_scale=2.0**127)
-    fit(network(scaled), SensitivityLogger(tmp_path, update_freq="batch"), epochs=1)
+    model = rewound(loss_scaled)
+    model.optimizer.dynamic_scale.assign(2.0**127)
+    fit(model, SensitivityLogger(tmp_path, update_freq="batch"), epochs=1)
     log = read_log(tmp_path)
-    steps = int(scaled.inner_optimizer.iterations)
+    steps = int(model.optimizer.inner_optimizer.iterations)
     assert 0 < steps < BATCHES
     assert log.steps.tolist() == list(range(1, steps + 1))
-    assert np.isfinite(log.model.figures["scale_mean"]).all()
+    assert np.isfinite(log.model.values["scale_mean"]).all()
 
 
 def test_multi_optimizer(tmp_path):
@@ -192,7 +209,7 @@ def test_multi_optimizer(tmp_path):
         "second": SageSGD(0.02, beta_3=0.9, include=["kernel"]),
     }
     chosen = lambda variable: inner["first" if "first" in variable.path else "second"]  # noqa: E731
-    model = network(keras.optimizers.MultiOptimizer(chosen))
+    model = network(keras.optimizers.MultiOptimizer(chosen), **CHEAPEST)
     fit(model, SensitivityLogger(tmp_path), epochs=1)
     log = read_log(tmp_path)
     assert [one["beta_3"] for one in log.optimizers] == [0.75, 0.9]
@@ -202,12 +219,12 @@ def test_multi_optimizer(tmp_path):
     for parameter in twin.parameters[2:]:
         parameter.beta_3 = 0.9
     twin.parameters[3].step = lambda gradient, one=twin.parameters[3]: plain_step(one, gradient)
-    expected = twin.figures(epochs=1)[BATCHES]["first"]
-    for figure in SCALE_NAMES:
-        found = log.groups["first"].figures[figure][0]
-        assert found == pytest.approx(expected[figure], rel=1 / 60)
+    expected = twin.reports(epochs=1)[BATCHES]["first"]
+    for key in SCALE_NAMES:
+        found = log.groups["first"].values[key][0]
+        assert found == pytest.approx(expected[key], rel=1 / 60)
     scale = twin.parameters[2].scale
-    found = log.groups["second"].figures
+    found = log.groups["second"].values
     assert found["scale_mean"][0] == pytest.approx(scale.mean(), rel=2e-4)
     assert found["scale_max"][0] == pytest.approx(scale.max(), rel=2e-4)
 
@@ -218,10 +235,34 @@ def plain_step(twin, gradient):
     twin.scale = np.ones_like(twin.weight)
 
 
-@pytest.mark.parametrize("reason", ["bfloat16", "steps_per_execution"])
-def test_scale_figures_are_left_out_with_one_warning(reason, tmp_path):
+@keras.saving.register_keras_serializable(package="tests")
+class ThirdOfScale(SageSGD):
+    """Of a scale of its own, which follows from the sensitivity and its average."""
+
+    def _scale_of(self, value, average, step):
+        return super()._scale_of(value, average, step) / 3 + 1 / step
+
+
+def test_scale_values_are_what_the_optimizer_says_they_are(tmp_path):
+    model = network(ThirdOfScale(0.02, guide=False), **CHEAPEST)
+    fit(model, SensitivityLogger(tmp_path, update_freq=4))
+    twin = TwinTraining("SageSGD", 0.02, bias_correction=False, guide=False).reports()
+    scales = read_log(tmp_path).model.values["scale_mean"]
+    expected = [twin[step]["model"]["scale_mean"] / 3 + 1 / step for step in (4, 8, 12)]
+    assert scales == pytest.approx(expected, rel=2e-4)
+
+
+class StatefulScale(SageSGD):
+    def _scale(self, variable, value, average):
+        return super()._scale(variable, value, average)
+
+
+@pytest.mark.parametrize("reason", ["bfloat16", "steps_per_execution", "overrides `_scale`"])
+def test_scale_values_are_left_out_with_one_warning(reason, tmp_path):
     if reason == "bfloat16":
-        model = network(SageSGD(0.02, sensitivity_dtype="bfloat16"))
+        model = network(SageSGD(0.02, sensitivity_dtype="bfloat16"), **CHEAPEST)
+    elif reason == "overrides `_scale`":
+        model = network(StatefulScale(0.02), **CHEAPEST)
     elif BACKEND == "torch":
         pytest.skip("Keras runs one step per execution on torch")
     else:
@@ -232,12 +273,12 @@ def test_scale_figures_are_left_out_with_one_warning(reason, tmp_path):
     assert sorted(one for one in history.history if "sensitivity" in one) == sorted(
         f"sensitivity/{name}" for name in NAMES
     )
-    steps = [4, 8, 12] if reason == "bfloat16" else [6, 9, 12]
+    steps = [6, 9, 12] if reason == "steps_per_execution" else [4, 8, 12]
     log = read_log(tmp_path)
     assert log.steps.tolist() == steps
-    expected = TwinTraining("SageSGD", 0.02, bias_correction=False).figures()
+    expected = TwinTraining("SageSGD", 0.02, bias_correction=False).reports()
     means = [expected[step]["model"]["mean"] for step in steps]
-    assert log.model.figures["mean"] == pytest.approx(means, rel=5e-3)
+    assert log.model.values["mean"] == pytest.approx(means, rel=5e-3)
 
 
 def test_number_of_steps_unknown_to_keras(tmp_path):
@@ -248,9 +289,9 @@ def test_number_of_steps_unknown_to_keras(tmp_path):
         for start in range(0, len(x), BATCH):
             yield x[start : start + BATCH], y[start : start + BATCH]
 
-    model = network(SageSGD(0.02))
+    model = rewound(sage_sgd)
     model.fit(batches(), verbose=0, callbacks=[SensitivityLogger(tmp_path)])
-    expected = TwinTraining("SageSGD", 0.02, bias_correction=False).figures(epochs=1)
+    expected = TwinTraining("SageSGD", 0.02, bias_correction=False).reports(epochs=1)
     assert_equal_to_twin(read_log(tmp_path), expected, [6])
 
 
@@ -265,12 +306,12 @@ class StopAt(keras.callbacks.Callback):
 
 
 def test_training_that_is_stopped_in_mid_epoch(tmp_path):
-    history = fit(network(SageSGD(0.02)), SensitivityLogger(tmp_path), callbacks=[StopAt(2)])
-    expected = TwinTraining("SageSGD", 0.02, bias_correction=False).figures(epochs=1)
+    history = fit(rewound(sage_sgd), SensitivityLogger(tmp_path), callbacks=[StopAt(2)])
+    expected = TwinTraining("SageSGD", 0.02, bias_correction=False).reports(epochs=1)
     log = read_log(tmp_path)
     assert log.steps.tolist() == [3]
-    assert log.model.figures["mean"][0] == pytest.approx(expected[3]["model"]["mean"], rel=1e-4)
-    assert np.isnan(log.model.figures["scale_mean"]).all()
+    assert log.model.values["mean"][0] == pytest.approx(expected[3]["model"]["mean"], rel=1e-4)
+    assert np.isnan(log.model.values["scale_mean"]).all()
     assert np.isnan(history.history["sensitivity/scale_mean"]).all()
 
 
@@ -289,11 +330,11 @@ class Seen(keras.callbacks.Callback):
         self.epochs.append(logs["sensitivity/mean"])
 
 
-def test_other_callbacks_see_the_figures(tmp_path, capsys):
+def test_other_callbacks_see_the_values(tmp_path, capsys):
     seen, before, file = Seen(), Seen(), tmp_path / "log.csv"
     before.on_epoch_end = lambda epoch, logs=None: before.epochs.append(dict(logs))
     x, y = data()
-    history = network(SageSGD(0.02)).fit(
+    history = rewound(sage_sgd).fit(
         x,
         y,
         batch_size=BATCH,
@@ -318,23 +359,24 @@ def test_other_callbacks_see_the_figures(tmp_path, capsys):
 
 
 def test_groups_of_ones_own(tmp_path):
-    model = network(SageSGD(0.02, include=["kernel"]))
+    model = network(SageSGD(0.02, include=["kernel"]), **CHEAPEST)
     groups = {"second": "second", "biases": "bias", "all": "."}
     fit(model, SensitivityLogger(tmp_path, groups=groups, histograms=False), epochs=1)
     log = read_log(tmp_path)
     assert {name: one.parameters for name, one in log.groups.items()} == {"second": 14, "all": 49}
     assert log.model.histogram is None
-    for name, figure in log.model.figures.items():
-        np.testing.assert_array_equal(figure, log.groups["all"].figures[name])
+    for name, values in log.model.values.items():
+        np.testing.assert_array_equal(values, log.groups["all"].values[name])
 
 
 def test_quantiles_of_ones_own_and_no_tensorboard(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    fit(network(SageSGD(0.02)), SensitivityLogger(tmp_path, quantiles=[0, 1]), epochs=1)
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
+    model = rewound(sage_sgd, **CHEAPEST)
+    fit(model, SensitivityLogger(tmp_path, quantiles=[0, 1]), epochs=1)
     assert [path.name for path in tmp_path.iterdir()] == ["sensitivity.jsonl"]
-    figures = read_log(tmp_path).model.figures
-    assert [name for name in figures if "q" in name] == ["q0", "q1", "scale_q0", "scale_q1"]
-    assert figures["scale_q1"] == pytest.approx(figures["scale_max"], rel=1 / 60)
+    values = read_log(tmp_path).model.values
+    assert [name for name in values if "q" in name] == ["q0", "q1", "scale_q0", "scale_q1"]
+    assert values["scale_q1"] == pytest.approx(values["scale_max"], rel=1 / 60)
 
 
 def test_a_model_that_is_not_built_before_training(tmp_path):
@@ -345,21 +387,24 @@ def test_a_model_that_is_not_built_before_training(tmp_path):
     log = read_log(tmp_path)
     assert log.steps.tolist() == [1, 2, 3, 4, 5, 6]
     # At first beta / (1 - beta), and 1 for the biases, which are zero.
-    assert log.model.figures["scale_mean"][0] == pytest.approx((21 * 3 + 5 * 1) / 26, rel=1e-3)
-    assert np.isfinite(log.model.figures["scale_mean"]).all()
+    assert log.model.values["scale_mean"][0] == pytest.approx((21 * 3 + 5 * 1) / 26, rel=1e-3)
+    assert np.isfinite(log.model.values["scale_mean"]).all()
 
 
 def test_a_diverged_run_is_logged_as_strict_json(tmp_path):
-    fit(network(SageSGD(1e20)), SensitivityLogger(tmp_path), epochs=3)
+    model = rewound(sage_sgd)
+    model.optimizer.learning_rate = 1e20
+    fit(model, SensitivityLogger(tmp_path), epochs=3)
     for line in (tmp_path / "sensitivity.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=pytest.fail)
-    assert np.isnan(read_log(tmp_path).model.figures["mean"][-1])
+    assert np.isnan(read_log(tmp_path).model.values["mean"][-1])
 
 
 def run(code):
     return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True)
 
 
+@pytest.mark.extended
 def test_a_killed_run_leaves_logs_that_read_back(tmp_path):
     """Of two loggers, with every scalar and histogram. Nor did they need TensorFlow."""
     killed = run(f"""
@@ -403,10 +448,10 @@ def test_a_killed_run_leaves_logs_that_read_back(tmp_path):
 
 
 def assert_scalars(events, tag, steps, series):
-    for name, figure in series.figures.items():
+    for name, values in series.values.items():
         scalars = events.Scalars(tag.format(name))
         assert [one.step for one in scalars] == steps.tolist()
-        np.testing.assert_allclose([one.value for one in scalars], figure, rtol=1e-6)
+        np.testing.assert_allclose([one.value for one in scalars], values, rtol=1e-6)
 
 
 class SelectingSageSGD(SubnetworkSelection, SageSGD):
@@ -434,6 +479,7 @@ TWO_DEVICES = {
 }
 
 
+@pytest.mark.extended
 @pytest.mark.skipif(BACKEND not in TWO_DEVICES, reason="Keras has no distribution for torch")
 def test_two_devices(tmp_path):
     devices = textwrap.dedent(TWO_DEVICES[BACKEND])
@@ -451,11 +497,11 @@ def test_two_devices(tmp_path):
         """)
     )
     assert ended.returncode == 0, ended.stderr.decode()
-    expected = TwinTraining("SageSGD", 0.02, bias_correction=False).figures()
+    expected = TwinTraining("SageSGD", 0.02, bias_correction=False).reports()
     assert_equal_to_twin(read_log(tmp_path), expected, [4, 8, 12])
     log = read_dps_log(tmp_path)  # selected after the last step, which until then all weights made
     assert log.steps.tolist() == [12]
-    assert log.model.figures["share"].tolist() == [42 / 58]
+    assert log.model.values["share"].tolist() == [42 / 58]
 
 
 @pytest.mark.parametrize(
@@ -477,7 +523,8 @@ def test_an_optimizer_that_measures_nothing_is_refused(optimizer, tmp_path):
 
 def test_groups_are_refused_before_training_goes_on():
     with pytest.raises(ValueError, match="Argument `groups` matches no variable"):
-        fit(network(SageSGD()), SensitivityLogger(groups={"nothing": "nowhere"}))
+        fit(rewound(sage_sgd), SensitivityLogger(groups={"nothing": "nowhere"}))
+    assert int(rewound(sage_sgd).optimizer.iterations) == 0
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ def test_logs_table_pruning_and_report(tmp_path, tiny_text, capsys):
         assert len(log.groups) == 6
         assert sum(group.parameters for group in log.groups.values()) == log.model.parameters
         assert log.model.parameters == 4 * (32 * 32 + 32) + (32 * 64 + 64) + (64 * 32 + 32)
-        assert (log.model.figures["scale_mean"] > 0.3).all()
-        assert (log.model.figures["scale_mean"] < 1.2).all()
-        final = log.model.figures["mean"][-1]
+        assert (log.model.values["scale_mean"] > 0.3).all()
+        assert (log.model.values["scale_mean"] < 1.2).all()
+        final = log.model.values["mean"][-1]
         row = re.search(rf"^ *{name} +16 +(\S+) +(\S+)% +(\S+)$", output, re.MULTILINE)
         assert float(row[1]) == pytest.approx(final, rel=0.01)
         # What the optimizer itself says, in the summary.

@@ -268,19 +268,26 @@ class SensitivityGuided(VariableChoice):
                     stacklevel=3,
                 )
 
-    def _scale(self, variable, value, average):
+    def _scale(self, variable: Variable, value: Tensor, average: Tensor) -> Tensor:
         """The learning-rate scale of a variable's step, from its sensitivity and moving average.
 
-        The one place to override for another scale.
+        The place to override for a scale that needs the variable, or state of its own.
+        """
+        scale = self._scale_of(value, average, self.iterations + 1)
+        return self._calibrated(variable, scale) if self.calibrate else scale
+
+    def _scale_of(self, value: Tensor, average: Tensor, step: Tensor) -> Tensor:
+        """The scale of each element, from its sensitivity and moving average at a step.
+
+        The place to override for another scale that follows from these alone, element by element.
+        `SensitivityLogger` computes from it what the last step's scales were.
         """
         smoothed = average
         if self.bias_correction:
-            step = ops.cast(self.iterations + 1, value.dtype)
-            smoothed = measure.bias_corrected(smoothed, self.beta_3, step)
-        scale = measure.learning_rate_scale(value, smoothed, self.sensitivity_epsilon)
-        return self._calibrated(variable, scale) if self.calibrate else scale
+            smoothed = measure.bias_corrected(smoothed, self.beta_3, ops.cast(step, value.dtype))
+        return measure.learning_rate_scale(value, smoothed, self.sensitivity_epsilon)
 
-    def _calibrated(self, variable, scale):
+    def _calibrated(self, variable: Variable, scale: Tensor) -> Tensor:
         """The scale divided by its mean so far, to which this step's is then added.
 
         The first step's does not count: it is the same for all weights, whatever they are.

@@ -4,13 +4,15 @@ import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from sage_keras.analysis.checks import check_report
+from sage_keras.log import format as log_format
+from sage_keras.log.format import DPS, SENSITIVITY, Kind
 
-_FIELDS = {"step", "epoch", "optimizers", "model", "groups"}
+_MOST_GAPS = 64  # cells without a number, for each that has one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,17 +35,17 @@ class Histogram:
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """The figures of a model, or of one group of its variables, over time.
+    """The values of a model, or of one group of its variables, over time.
 
     Attributes:
-        parameters: Integer, how many parameters the figures are of.
-        figures: Dict of name (`"mean"`, `"q0.5"`, `"share"`, ...) to a float array of shape
-            `(reports,)`, with not-a-number where a report does not have the figure.
+        parameters: Integer, how many parameters the values are of.
+        values: Dict of name (`"mean"`, `"q0.5"`, `"share"`, ...) to a float array of shape
+            `(reports,)`, with not-a-number where a report does not have the value.
         histogram: A `Histogram`, or `None` if the log has none.
     """
 
     parameters: int
-    figures: dict[str, np.ndarray]
+    values: dict[str, np.ndarray]
     histogram: Histogram | None
 
 
@@ -69,7 +71,7 @@ class Log:
     groups: dict[str, Series]
 
 
-def read_log(log_dir: str | os.PathLike) -> Log:
+def read_log(log_dir: str | os.PathLike[str]) -> Log:
     """Reads what a `SensitivityLogger` wrote into a folder.
 
     The unfinished last line of a run that was killed is left out. Where a line's step is not
@@ -90,17 +92,17 @@ def read_log(log_dir: str | os.PathLike) -> Log:
 
     >>> import json, pathlib, tempfile
     >>> folder = pathlib.Path(tempfile.mkdtemp())
-    >>> entry = {"parameters": 8, "figures": {"mean": 0.5, "gini": None}}
+    >>> entry = {"parameters": 8, "values": {"mean": 0.5, "gini": None}}
     >>> report = {"step": 3, "epoch": 0, "optimizers": [], "model": entry, "groups": {"h": entry}}
     >>> _ = (folder / "sensitivity.jsonl").write_text(json.dumps(report) + "\\n")
     >>> log = read_log(folder)
-    >>> log.steps.tolist(), log.groups["h"].figures["mean"].tolist()
+    >>> log.steps.tolist(), log.groups["h"].values["mean"].tolist()
     ([3], [0.5])
     """
-    return _read(log_dir, "sensitivity.jsonl", "SensitivityLogger")
+    return _read(log_dir, SENSITIVITY)
 
 
-def read_dps_log(log_dir):
+def read_dps_log(log_dir: str | os.PathLike[str]) -> Log:
     """Reads what a `DPSLogger` wrote into a folder.
 
     Of killed and resumed runs it makes what `read_log` makes of them.
@@ -119,97 +121,99 @@ def read_dps_log(log_dir):
 
     >>> import json, pathlib, tempfile
     >>> folder = pathlib.Path(tempfile.mkdtemp())
-    >>> entry = {"parameters": 8, "figures": {"share": 0.5, "overlap": None}}
+    >>> entry = {"parameters": 8, "values": {"share": 0.5, "overlap": None}}
     >>> report = {"step": 3, "epoch": 0, "optimizers": [], "model": entry, "groups": {"h": entry}}
     >>> _ = (folder / "dps.jsonl").write_text(json.dumps(report) + "\\n")
     >>> log = read_dps_log(folder)
-    >>> log.steps.tolist(), log.groups["h"].figures["share"].tolist()
+    >>> log.steps.tolist(), log.groups["h"].values["share"].tolist()
     ([3], [0.5])
     """
-    return _read(log_dir, "dps.jsonl", "DPSLogger")
+    return _read(log_dir, DPS)
 
 
-def _read(log_dir, name, logger):
-    path = pathlib.Path(log_dir) / name
+def _read(log_dir: str | os.PathLike[str], kind: Kind) -> Log:
+    path = pathlib.Path(log_dir) / kind.file
     if not path.is_file():
         raise FileNotFoundError(
-            f"Argument `log_dir` must be the folder that a {logger} was given: there is no {name} "
-            f"in it. Received: log_dir={str(log_dir)!r}"
+            f"Argument `log_dir` must be the folder that a {kind.logger} was given: there is no "
+            f"{kind.file} in it. Received: log_dir={str(log_dir)!r}"
         )
-    reports = _latest(_parse(path, logger))
+    reports = _latest(_parse(path, kind))
     if not reports:
         raise ValueError(f"{path} holds no report yet.")
-    names = {name: None for report in reports for name in report["groups"]}
-    grids = [report.get("edges", []) for report in reports]
+    groups = [report[log_format.GROUPS] for report in reports]
+    names = dict.fromkeys(name for one in groups for name in one)
+    # Each group has a place for each report, so that a small file might fill the memory.
+    if len(names) * len(reports) > _MOST_GAPS * sum(map(len, groups)):
+        raise ValueError(f"{path} holds the reports of too many runs with unlike groups.")
+    grids = [report.get(log_format.EDGES, []) for report in reports]
     return Log(
-        steps=np.array([report["step"] for report in reports]),
-        epochs=np.array([report["epoch"] for report in reports]),
-        optimizers=reports[-1]["optimizers"],
-        model=_series([report["model"] for report in reports], grids),
-        groups={
-            name: _series([report["groups"].get(name) for report in reports], grids)
-            for name in names
-        },
+        steps=np.array([report[log_format.STEP] for report in reports]),
+        epochs=np.array([report[log_format.EPOCH] for report in reports]),
+        optimizers=reports[-1][log_format.OPTIMIZERS],
+        model=_series([report[log_format.MODEL] for report in reports], grids),
+        groups={name: _series([one.get(name) for one in groups], grids) for name in names},
     )
 
 
-def _parse(path, logger):
+def _parse(path: pathlib.Path, kind: Kind) -> list[dict[str, Any]]:
     *lines, _unfinished = path.read_bytes().split(b"\n")
     reports = []
     for number, line in enumerate(lines, start=1):
         try:
             report = json.loads(line, parse_constant=_refuse)
-            missing = _FIELDS - report.keys()
-            if missing:
-                raise ValueError(f"it has no {sorted(missing)}")
-            check_report(report)
-        except (AttributeError, RecursionError, ValueError) as error:
+            log_format.check_report(report, kind)
+        except (RecursionError, ValueError) as error:
             raise ValueError(
-                f"Line {number} of {path} is not a report of a {logger}: {error}. "
+                f"Line {number} of {path} is not a report of a {kind.logger}: {error}. "
                 "Remove the line to read the others."
             ) from error
         reports.append(report)
     return reports
 
 
-def _refuse(constant):
+def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _latest(reports):
+def _latest(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The reports of increasing steps that the last one ends."""
-    latest = []
+    latest: list[dict[str, Any]] = []
     for report in reversed(reports):
-        if not latest or report["step"] < latest[-1]["step"]:
+        if not latest or report[log_format.STEP] < latest[-1][log_format.STEP]:
             latest.append(report)
     return latest[::-1]
 
 
-def _series(entries, grids):
+def _series(entries: Sequence[dict[str, Any] | None], grids: Sequence[Sequence[float]]) -> Series:
     present = [entry for entry in entries if entry is not None]
-    names = {name: None for entry in present for name in entry["figures"]}
+    names = dict.fromkeys(name for entry in present for name in log_format.values_of(entry))
     return Series(
-        parameters=present[-1]["parameters"],
-        figures={name: _figure(name, entries) for name in names},
-        histogram=_histogram([entry and entry.get("histogram") for entry in entries], grids),
+        parameters=present[-1][log_format.PARAMETERS],
+        values={name: _values(name, entries) for name in names},
+        histogram=_histogram(
+            [entry and entry.get(log_format.HISTOGRAM) for entry in entries], grids
+        ),
     )
 
 
-def _figure(name, entries):
-    values = [None if entry is None else entry["figures"].get(name) for entry in entries]
+def _values(name: str, entries: Sequence[dict[str, Any] | None]) -> np.ndarray:
+    values = [entry and log_format.values_of(entry).get(name) for entry in entries]
     return np.array([np.nan if value is None else value for value in values], dtype="float64")
 
 
-def _histogram(entries, grids):
+def _histogram(
+    entries: Sequence[dict[str, Any] | None], grids: Sequence[Sequence[float]]
+) -> Histogram | None:
     """One `Histogram` of all: each report writes the bins that were not empty in it."""
     if not any(entries):
         return None
-    edges = np.unique(np.concatenate(grids))
+    edges = np.unique(np.concatenate([grid for grid, entry in zip(grids, entries) if entry]))
     counts = np.full((len(entries), max(len(edges) - 1, 0)), np.nan)
     zeros = np.full(len(entries), np.nan)
     for row, (entry, grid) in enumerate(zip(entries, grids)):
         if entry:
             counts[row] = 0
-            counts[row, np.searchsorted(edges, grid[:-1])] = entry["counts"]
-            zeros[row] = entry["zeros"]
+            counts[row, np.searchsorted(edges, grid[:-1])] = entry[log_format.COUNTS]
+            zeros[row] = entry[log_format.ZEROS]
     return Histogram(edges, counts, zeros)

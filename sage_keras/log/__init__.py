@@ -1,0 +1,1 @@
+"""The logs of the callbacks: their format, and what writes and reads it."""
