@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import twin
+from cells import diagonals
 from modes import MODES, Runner
 
 import sage_keras
@@ -36,15 +37,21 @@ def heavy_tailed_job(seed):
     return _float32(weights), [_float32(g) for g in gradients]
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("bias_correction", [True, False])
+AVERAGES = {
+    "short": {"beta_3": 0.6},
+    "usual": {"beta_3": 0.75},
+    "long": {"beta_3": 0.9},
+    "calibrated": {"beta_3": 0.75, "calibrate": True},
+}
+
+
 @pytest.mark.parametrize(
-    "beta_3, calibrate", [(0.6, False), (0.75, False), (0.9, False), (0.75, True)]
+    ("name", "average", "bias_correction", "mode"),
+    diagonals(twin.TWINS, AVERAGES, [True, False], MODES, every=3),
 )
-@pytest.mark.parametrize("name", twin.TWINS)
-def test_follows_the_twin(name, beta_3, calibrate, bias_correction, mode):
-    weights, gradients = heavy_tailed_job(seed=int(beta_3 * 100))
-    settings = {"beta_3": beta_3, "calibrate": calibrate, "bias_correction": bias_correction}
+def test_follows_the_twin(name, average, bias_correction, mode):
+    settings = {"bias_correction": bias_correction, **AVERAGES[average]}
+    weights, gradients = heavy_tailed_job(seed=int(settings["beta_3"] * 100))
     optimizer = getattr(sage_keras, name)(LEARNING_RATE, **settings)
     variables = [keras.Variable(w, name=f"weight_{i}") for i, w in enumerate(weights)]
     runner = Runner(optimizer, variables, mode)
