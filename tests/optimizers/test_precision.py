@@ -3,7 +3,6 @@
 import contextlib
 
 import keras
-import keras_hub
 import numpy as np
 import pytest
 from modes import float64_allowed, to_numpy
@@ -104,7 +103,10 @@ def test_a_step_that_overflows_in_float16_changes_nothing(name):
         assert int(inner.iterations) == 4
 
 
+@pytest.mark.extended
 def test_adapters_on_an_int8_backbone():
+    import keras_hub
+
     keras.utils.set_random_seed(0)
     backbone = keras_hub.models.BertBackbone(
         vocabulary_size=8,
