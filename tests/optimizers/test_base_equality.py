@@ -6,7 +6,9 @@ import keras
 import numpy as np
 import pytest
 from bases import BASES, guided, plain
+from cells import diagonals
 from modes import Runner, to_numpy
+
 from sage_keras.optimizers.base import OptimizerMixin
 
 FEATURES = {
@@ -44,13 +46,13 @@ def train(optimizer, mode="eager"):
     return runner.weights()
 
 
-@pytest.mark.parametrize("settings", NOT_GUIDING.values(), ids=NOT_GUIDING)
-@pytest.mark.parametrize("feature", FEATURES)
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize(
+    ("name", "feature", "settings"), diagonals(BASES, FEATURES, NOT_GUIDING, every=2)
+)
 def test_not_guiding_equals_the_base(name, feature, settings):
     arguments = {"learning_rate": 0.01, **BASES[name], **FEATURES[feature]}
     expected = train(plain(name)(**arguments))
-    actual = train(guided(name)(**arguments, **settings))
+    actual = train(guided(name)(**arguments, **NOT_GUIDING[settings]))
     for one, other in zip(actual, expected):
         np.testing.assert_array_equal(one, other)
 
