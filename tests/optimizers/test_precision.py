@@ -67,7 +67,7 @@ def losses(name, policy):
         return history["loss"], model.optimizer
 
 
-@pytest.mark.parametrize("name", ["Sage", "DPSMix"])
+@pytest.mark.parametrize("name", ["Sage", pytest.param("DPSMix", marks=pytest.mark.extended)])
 def test_losses_of_200_steps_are_those_of_float32(name):
     expected, _ = losses(name, "float32")
     assert expected[-1] < 0.85 * expected[0]
@@ -145,6 +145,7 @@ def test_adapters_on_an_int8_backbone():
         np.testing.assert_array_equal(to_numpy(variable), array)
 
 
+@pytest.mark.extended
 def test_adapters_on_int4_weights():
     x, y = data()
     model = make_model()
