@@ -3,6 +3,7 @@
 import math
 import numbers
 import re
+import warnings
 
 _PATHS_SHOWN = 8
 
@@ -149,33 +150,47 @@ def choice(argument, value, allowed):
     return value
 
 
-def matches(argument, patterns, paths, default):
-    """Which paths some pattern is found in, as a list of booleans; `default` for no patterns."""
+def matches(argument, patterns, paths, default, strict=True):
+    """Which paths some pattern is found in, as a list of booleans; `default` for no patterns.
+
+    Patterns that are found in none are refused, or warned of if not `strict`.
+    """
     if patterns is None:
         return [default] * len(paths)
     matched = [any(re.search(pattern, path) for pattern in patterns) for path in paths]
     if paths and not any(matched):
-        raise ValueError(
+        _refuse_or_warn(
             f"Argument `{argument}` matches no variable. Pass regular expressions that are found "
             f"in the path of one, or None. Received: {argument}={list(patterns)}. "
-            f"The variables are:{listed(paths)}"
+            f"The variables are:{listed(paths)}",
+            strict,
         )
     return matched
 
 
-def first_match(argument, values, paths, default):
-    """For each path the value of the first pattern that is found in it, else `default`."""
+def first_match(argument, values, paths, default, strict=True):
+    """For each path the value of the first pattern that is found in it, else `default`.
+
+    A pattern that is found in none is refused, or warned of if not `strict`.
+    """
     for pattern in values:
         if paths and not any(re.search(pattern, path) for path in paths):
-            raise ValueError(
+            _refuse_or_warn(
                 f"Argument `{argument}` has a pattern that matches no variable. Leave it out, or "
                 "pass a regular expression that is found in the path of one. "
-                f"Received: {pattern!r}. The variables are:{listed(paths)}"
+                f"Received: {pattern!r}. The variables are:{listed(paths)}",
+                strict,
             )
     return [
         next((value for pattern, value in values.items() if re.search(pattern, path)), default)
         for path in paths
     ]
+
+
+def _refuse_or_warn(message, strict):
+    if strict:
+        raise ValueError(message)
+    warnings.warn(message, stacklevel=4)
 
 
 def listed(paths):

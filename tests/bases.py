@@ -13,6 +13,7 @@ BASES = {
     "Adadelta": {},
     "Adam": {"amsgrad": True},
     "AdamW": {},
+    "ScheduleFreeAdamW": {"warmup_steps": 3},
     "Adamax": {},
     "Nadam": {},
     "Lion": {},
@@ -48,6 +49,11 @@ class GuidedAdam(SensitivityGuided, keras.optimizers.Adam):
 
 @register
 class GuidedAdamW(SensitivityGuided, keras.optimizers.AdamW):
+    pass
+
+
+@register
+class GuidedScheduleFreeAdamW(SensitivityGuided, keras.optimizers.ScheduleFreeAdamW):
     pass
 
 

@@ -3,7 +3,7 @@
 import keras
 
 from sage_keras import arguments
-from sage_keras.optimizers.base import WholeState, find_optimizers
+from sage_keras.optimizers.base import OptimizerMixin, find_optimizers
 
 
 class RaiseOnSkippedSteps(keras.callbacks.Callback):
@@ -87,5 +87,5 @@ class RaiseOnSkippedSteps(keras.callbacks.Callback):
         return sum(optimizer.skipped_steps for optimizer in self._optimizers())
 
     def _optimizers(self):
-        found = find_optimizers(self.model.optimizer, WholeState)
+        found = find_optimizers(self.model.optimizer, OptimizerMixin)
         return [optimizer for optimizer in found if optimizer.on_nonfinite == "skip"]

@@ -1,21 +1,35 @@
-"""What the mixins for Keras optimizers share."""
+"""What the mixins for Keras optimizers share: one step, one state, one way to print them.
 
+A mixin fills in hooks, whose names begin with an underscore, and calls `super()` in each, so that
+the mixins of one class act one after the other, in the order of the bases:
+
+    _frozen(variables)              which variables shall not exist for the optimizer
+    _without_frozen(grads, ...)     what is left of the arguments of `apply`
+    _prepare(variables)             checks and choices, before anything is made
+    _add_slots(variables)           the mixin's own optimizer variables
+    _begin_step(), _end_step(...)   what surrounds Keras's `apply`
+    _before_clipping(grads, ...)    changes all gradients, before Keras scales and clips them
+    _adjust(gradient, ...)          changes one variable's gradient and learning rate
+    _phrases(), _columns()          what `repr` and `summary` print
+"""
+
+import inspect
 import re
-import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import keras
 from keras import ops
 
 from sage_keras import arguments
-from sage_keras.annotations import Patterns
+from sage_keras.annotations import Patterns, Tensor, Variable
 from sage_keras.backend import (
     all_finite,
     check_strategy,
     on_device_of,
     slot_layout,
     take_back,
+    to_dense,
 )
 from sage_keras.optimizers import saved_state
 from sage_keras.paths import unique_paths, variable_path
@@ -25,9 +39,15 @@ if TYPE_CHECKING:  # what the mixins are mixed into; none of them is an optimize
 else:
     _Optimizer = object
 
+_WRAPPERS = {
+    name: "wraps other optimizers. Pass yours to it instead"
+    for name in ("LossScaleOptimizer", "MultiOptimizer")
+}
+_Mixin = TypeVar("_Mixin")
 
-class WholeState(_Optimizer):
-    """Base of all mixins: bad gradients, state that is loaded, and what is printed.
+
+class OptimizerMixin(_Optimizer):
+    """Base of all mixins.
 
     Args:
         *args: Positional arguments of the base optimizer.
@@ -39,50 +59,159 @@ class WholeState(_Optimizer):
         **kwargs: Keyword arguments of the base optimizer.
     """
 
+    # Where a mixin stands among the others of a class: the lowest rank comes first, and acts first.
+    _rank: ClassVar[int] = 100
+    # The mixin's own arguments, which are attributes of the same name.
+    _settings: ClassVar[tuple[str, ...]] = ("on_nonfinite",)
+    # What may follow the mixin, and what may not: the name of a Keras optimizer, and why.
+    _supported_bases: ClassVar[str] = "any Keras optimizer that wraps no other"
+    _refused_bases: ClassVar[dict[str, str]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if issubclass(cls, keras.optimizers.Optimizer):  # else a mixin made of mixins
+            _check_bases(cls)
+
     def __init__(self, *args: Any, on_nonfinite: str = "propagate", **kwargs: Any) -> None:
+        if not isinstance(self, keras.optimizers.Optimizer):
+            name = type(self).__name__
+            raise TypeError(
+                f"`{name}` is a mixin and has no update of its own. Put it before a Keras "
+                f"optimizer: `class MyOptimizer({name}, keras.optimizers.AdamW)`."
+            )
         super().__init__(*args, **kwargs)
+        self._names = _Names()
+        self._strict_patterns = True
         self.on_nonfinite = arguments.choice("on_nonfinite", on_nonfinite, ("propagate", "skip"))
 
-    def build(self, variables):
-        """Creates the base's slots, and a count of skipped steps where they are skipped.
+    # Building.
 
-        Args:
-            variables: List of the variables to train.
-        """
+    def build(self, variables: Sequence[Variable]) -> None:
+        """Creates the optimizer's variables."""
         if self.built:
             return
-        super().build(variables)
+        variables = list(variables)
+        frozen = self._frozen(variables)
+        trained = [variable for variable, no in zip(variables, frozen) if not no]
+        self._prepare(trained)
+        self._names.note(variables, frozen, [self._var_key(variable) for variable in variables])
+        super().build(trained)
         self._skipped = None
         if self.on_nonfinite == "skip":
             self._skipped = self.add_variable(
                 shape=(), dtype="int", aggregation="only_first_replica", name="skipped_steps"
             )
-        self._description = saved_state.checkpoint_state(self)  # tracked by tf.train.Checkpoint
+        self._add_slots(trained)
+        # Tracked by tf.train.Checkpoint, which compares it at once if it waited for this.
+        self._description = saved_state.checkpoint_state(self)
 
-    def apply(self, grads, trainable_variables=None):
-        """Updates the variables, or leaves all as it was where a gradient is not finite.
+    def add_variable_from_reference(
+        self, reference_variable: Variable, name: str | None = None, initializer: Any = "zeros"
+    ) -> Variable:
+        """Creates a slot of a variable, and notes whose it is."""
+        slot = super().add_variable_from_reference(reference_variable, name, initializer)
+        self._note_slot(reference_variable, name or "var")
+        return slot
 
-        Args:
-            grads: List of gradients.
-            trainable_variables: List of the variables to update. Defaults to those that the
-                optimizer was built with.
+    def _add_slot(
+        self,
+        variable: Variable,
+        name: str,
+        dtype: str,
+        shape: tuple[int, ...] | None = None,
+        initializer: Any = "zeros",
+    ) -> Variable:
+        """Creates a slot of a variable with a dtype, and perhaps a shape, of its own."""
+        # add_variable_from_reference would take the variable's dtype, and not let us choose.
+        shape = tuple(variable.shape) if shape is None else shape
+        with on_device_of(self, variable):
+            slot = self.add_variable(
+                shape=shape,
+                initializer=initializer,
+                dtype=dtype,
+                layout=slot_layout(variable, shape),
+                name=f"{re.sub('[/:]', '_', variable_path(variable))}_{name}",
+            )
+        self._note_slot(variable, name)
+        return slot
 
-        Raises:
-            ValueError: Under TensorFlow's `MirroredStrategy`, if an argument is set that Keras
-                does not support there.
-        """
+    def _note_slot(self, variable: Variable, name: str) -> None:
+        index = self._names.indices[self._var_key(variable)]
+        self._names.slots[len(self._variables) - 1] = (index, name)
+
+    def _frozen(self, variables: list[Variable]) -> list[bool]:
+        """Hook: which variables shall not exist for the rest of the optimizer."""
+        return [False] * len(variables)
+
+    def _prepare(self, variables: list[Variable]) -> None:
+        """Hook: checks and chooses among the variables, before anything is made."""
+
+    def _add_slots(self, variables: list[Variable]) -> None:
+        """Hook: creates the mixin's own slots, after those of `super()`."""
+
+    # A step.
+
+    def apply(
+        self, grads: Sequence[Tensor], trainable_variables: Sequence[Variable] | None = None
+    ) -> None:
+        """Updates the variables, or leaves all as it was where a gradient is not finite."""
+        if len(grads) == 0:
+            return
         check_strategy(self)
+        if not self.built and trainable_variables is not None:
+            with keras.name_scope(self.name):
+                self.build(list(trainable_variables))
+        grads, trainable_variables = self._without_frozen(grads, trainable_variables)
         gradients = [gradient for gradient in grads if gradient is not None]
         if self.on_nonfinite == "propagate" or not gradients:
-            return super().apply(grads, trainable_variables)
-        if not self.built and trainable_variables is not None:
-            self.build(list(trainable_variables))
+            return self._step(grads, trainable_variables)
         finite = all_finite(gradients)
         variables = [*self._trainable_variables, *self.variables]
         before = [ops.copy(ops.convert_to_tensor(variable)) for variable in variables]
-        super().apply(grads, trainable_variables)
+        self._step(grads, trainable_variables)
         take_back(variables, before, finite)
         self._skipped.assign_add(ops.cast(ops.logical_not(finite), self._skipped.dtype))
+
+    def _step(self, grads: Sequence[Tensor], variables: Sequence[Variable] | None) -> None:
+        before = ops.copy(self.iterations)  # torch counts in place
+        self._begin_step()
+        super().apply(grads, variables)
+        # Micro-steps of gradient accumulation change no weight.
+        self._end_step(ops.not_equal(self.iterations, before))
+
+    def _without_frozen(
+        self, grads: Sequence[Tensor], variables: Sequence[Variable] | None
+    ) -> tuple[Sequence[Tensor], Sequence[Variable] | None]:
+        """Hook: the gradients, and variables if any were passed, of those that are trained."""
+        return grads, variables
+
+    def _begin_step(self) -> None:
+        """Hook: what comes before Keras's `apply`."""
+
+    def _end_step(self, updated: Tensor) -> None:
+        """Hook: what comes after it. `updated`, a boolean tensor, tells whether weights were."""
+
+    def _filter_empty_gradients(
+        self, grads: Sequence[Tensor], vars: Sequence[Variable]
+    ) -> tuple[list[Tensor], list[Variable]]:
+        # Before Keras scales and clips: the norm of a sparse gradient counts duplicate rows apart.
+        grads, variables = super()._filter_empty_gradients(grads, vars)
+        return self._before_clipping(list(grads), list(variables)), variables
+
+    def _before_clipping(self, grads: list[Tensor], variables: list[Variable]) -> list[Tensor]:
+        """Hook: changes the gradients before they are scaled and clipped."""
+        return grads
+
+    def update_step(self, gradient: Tensor, variable: Variable, learning_rate: Tensor) -> None:
+        """Updates one variable by the base's rule, with what the mixins make of its arguments."""
+        gradient, learning_rate = self._adjust(gradient, variable, learning_rate)
+        super().update_step(gradient, variable, learning_rate)
+
+    def _adjust(
+        self, gradient: Tensor, variable: Variable, learning_rate: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Hook: the gradient and the learning rate that the base's rule gets for a variable."""
+        return gradient, learning_rate
 
     @property
     def skipped_steps(self) -> int:
@@ -91,75 +220,102 @@ class WholeState(_Optimizer):
             return 0
         return int(ops.convert_to_numpy(self._skipped))
 
-    def save_own_variables(self, store):
-        """Puts the state into `store`, with a description of it.
+    # Saving.
 
-        Args:
-            store: Dict of position to array.
-        """
-        super().save_own_variables(store)
-        saved_state.write(store, saved_state.describe(self))
+    def save_own_variables(self, store: Any) -> None:
+        """Puts the state into `store`, with a description of it."""
+        arrays: dict[str, Any] = {}
+        super().save_own_variables(arrays)
+        for key, array in arrays.items():
+            store[key] = array
+        saved_state.write(store, saved_state.describe(self), arrays)
 
-    def load_own_variables(self, store):
-        """Loads the state from `store`, whole or not at all.
+    def load_own_variables(self, store: Any) -> None:
+        """Loads the state from `store`, whole or not at all."""
+        saved_state.load(store, self, super().load_own_variables)
 
-        The state of an optimizer that is not of this package is left out, with a warning, and so
-        is any state while this optimizer is not built.
+    def get_config(self) -> dict[str, Any]:
+        """Returns the configuration of the base and of the mixins."""
+        return super().get_config() | self._own_settings()
 
-        Args:
-            store: Dict of position to array.
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+        """Makes the optimizer from its configuration."""
+        optimizer = super().from_config(config, custom_objects)
+        # What was saved may train less by now: a pattern for the rest is no mistake.
+        optimizer._strict_patterns = False
+        return optimizer
 
-        Raises:
-            ValueError: If the saved state is of another choice of variables or dtype, or of a newer
-                version of this package.
-        """
-        description = saved_state.read(store)
-        keys = set(store.keys()) - {saved_state.KEY}
-        arrays = {key: store[key] for key in keys}
-        if len(arrays) <= 2:  # iterations and the learning rate: saved before it was built
-            return super().load_own_variables(arrays)
-        if description is None:
-            return _warn_of_state(
-                self, "it is that of an optimizer that is not of sage_keras, and begins anew here"
-            )
-        if not self.built:
-            found = saved_state.differences(description, saved_state.describe(self))
-            return _warn_of_state(
-                self,
-                "the optimizer is not built. To load it too, call "
-                "`model.optimizer.build(model.trainable_variables)` first. " + " ".join(found),
-            )
-        saved_state.check(description, self)
-        super().load_own_variables(arrays)
+    def _own_settings(self) -> dict[str, Any]:
+        """The arguments of all mixins of the class, as JSON can hold them."""
+        names = dict.fromkeys(
+            name for one in type(self).__mro__ for name in vars(one).get("_settings", ())
+        )
+        values = {name: getattr(self, name) for name in names}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+        }
+
+    # Printing.
 
     def summary(self, print_fn: Callable[[str], object] = print) -> None:
-        """Prints the optimizer.
+        """Prints the optimizer, and a line for each variable.
 
         Args:
             print_fn: Function that is called with each line. Defaults to `print`.
         """
         print_fn(repr(self))
+        if not self.built:
+            return
+        paths = list(self._names.shapes)
+        columns = [
+            *([column.get(path, "") for path in paths] for column in self._columns()),
+            paths,
+            [str(shape) for shape in self._names.shapes.values()],
+        ]
+        widths = [max(map(len, column), default=0) for column in columns]
+        for row in zip(*columns):
+            print_fn("  " + "  ".join(map(str.ljust, row, widths)).rstrip())
 
-    def get_config(self):
-        """Returns the base's configuration, and what is done with bad gradients."""
-        return super().get_config() | {"on_nonfinite": self.on_nonfinite}
+    def __repr__(self) -> str:
+        """Shows the arguments that are not the defaults, and what the mixins act on."""
+        settings = ", ".join(
+            f"{name}={value!r}"
+            for name, value in self._own_settings().items()
+            if value != _default(type(self), name)
+        )
+        phrases = self._phrases() if self.built else ["not built"]
+        return f"<{', '.join([f'{type(self).__name__}({settings})', *phrases])}>"
 
-    def __repr__(self):
-        return f"<{type(self).__name__}>"
+    def _phrases(self) -> list[str]:
+        """Hook: what `repr` says of the optimizer once it is built, such as "guides 2 of 4"."""
+        return []
+
+    def _columns(self) -> list[dict[str, str]]:
+        """Hook: columns of `summary`, each a dict of unique path to text."""
+        return []
 
 
-def _warn_of_state(optimizer, reason):
-    warnings.warn(
-        f"The weights of the model are loaded, but not the state of {type(optimizer).__name__}: "
-        f"{reason}",
-        stacklevel=3,
-    )
+class _Names:
+    """The variables by name. Not dicts of the optimizer: TensorFlow would track and save those."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}  # of all variables, by unique path
+        self.trained: list[str] = []  # the paths of those that are not frozen
+        self.indices: dict[Any, int] = {}  # of all variables, by what Keras calls their key
+        self.slots: dict[int, tuple[int, str]] = {}  # position in `variables` to index and name
+
+    def note(self, variables: list[Variable], frozen: list[bool], keys: list[Any]) -> None:
+        """Takes down the variables that an optimizer is built with."""
+        paths = unique_paths(variables)
+        self.shapes = dict(zip(paths, (tuple(variable.shape) for variable in variables)))
+        self.trained = [path for path, no in zip(paths, frozen) if not no]
+        self.indices = {key: index for index, key in enumerate(keys)}
 
 
-class OptimizerMixin(WholeState):
-    """Base of the mixins that choose variables: which they act on, and slots beside those.
-
-    Mixins of one class share it, and with it `include` and `exclude`.
+class VariableChoice(OptimizerMixin):
+    """Base of the mixins that act on chosen variables only. All mixins of a class share the choice.
 
     Args:
         *args: Positional arguments of the base optimizer.
@@ -169,6 +325,8 @@ class OptimizerMixin(WholeState):
         **kwargs: Keyword arguments of the base optimizer, and `on_nonfinite`.
     """
 
+    _settings = ("include", "exclude")
+
     def __init__(
         self, *args: Any, include: Patterns = None, exclude: Patterns = None, **kwargs: Any
     ) -> None:
@@ -176,25 +334,19 @@ class OptimizerMixin(WholeState):
         self.include = arguments.patterns("include", include)
         self.exclude = arguments.patterns("exclude", exclude)
 
-    def get_config(self):
-        """Returns the base's configuration and the choice of variables."""
-        config = super().get_config()
-        config.update(
-            {
-                "include": None if self.include is None else list(self.include),
-                "exclude": None if self.exclude is None else list(self.exclude),
-            }
-        )
-        return config
+    def _prepare(self, variables: list[Variable]) -> None:
+        self._chosen = self._choose(variables)
+        super()._prepare(variables)
 
-    def _select(self, variables):
-        """Which of the variables the mixin acts on, as a list of booleans.
+    def _choose(self, variables: list[Variable]) -> list[bool]:
+        """Which of the variables the mixins act on.
 
         Never on empty ones, of which TensorFlow takes some for biases.
         """
         paths = [variable_path(variable) for variable in variables]
-        included = arguments.matches("include", self.include, paths, default=True)
-        excluded = arguments.matches("exclude", self.exclude, paths, default=False)
+        strict = self._strict_patterns
+        included = arguments.matches("include", self.include, paths, default=True, strict=strict)
+        excluded = arguments.matches("exclude", self.exclude, paths, default=False, strict=strict)
         return [
             yes
             and not no
@@ -203,44 +355,47 @@ class OptimizerMixin(WholeState):
             for yes, no, variable in zip(included, excluded, variables)
         ]
 
-    def _add_slot(self, variable, name, dtype, shape=None, initializer="zeros"):
-        # add_variable_from_reference would take the variable's dtype, and not let us choose.
-        with on_device_of(self, variable):
-            return self.add_variable(
-                shape=variable.shape if shape is None else shape,
-                initializer=initializer,
-                dtype=dtype,
-                layout=slot_layout(variable, variable.shape if shape is None else shape),
-                name=f"{re.sub('[/:]', '_', variable_path(variable))}_{name}",
-            )
+    def _is_chosen(self, variable: Variable) -> bool:
+        return self._chosen[self._get_variable_index(variable)]
 
-
-def check_order(cls, mixin, bases):
-    """Refuses a class of which the mixin is no base, or comes after the Keras optimizer.
-
-    Args:
-        cls: The class that is being made.
-        mixin: The mixin.
-        bases: String, what the mixin may stand before.
-
-    Raises:
-        TypeError: If there is no Keras optimizer, or it comes first.
-    """
-    order = f"`class {cls.__name__}({mixin.__name__}, keras.optimizers.AdamW)`"
-    if not issubclass(cls, keras.optimizers.Optimizer):
-        raise TypeError(
-            f"`{cls.__name__}` has no Keras optimizer among its bases. Write {order}, with "
-            f"{bases} as the base."
+    def _index_of_chosen(self, variable: Variable, instead: str) -> int:
+        """The index of a variable that a user passed; `instead` says which to pass."""
+        if self.built:
+            index = self._trainable_variables_indices.get(self._var_key(variable))
+            if index is not None and self._chosen[index]:
+                return index
+        raise ValueError(
+            f"Argument `variable` must be one that this optimizer {instead}. "
+            f"Received: variable={variable_path(variable)}"
         )
-    for base in cls.__mro__[: cls.__mro__.index(mixin)]:
-        if issubclass(base, keras.optimizers.Optimizer) and not issubclass(base, mixin):
-            raise TypeError(
-                f"`{mixin.__name__}` must come before `{base.__name__}` in the bases of "
-                f"`{cls.__name__}`, or its update would never be called. Write {order}."
-            )
+
+    def _slots(self, variables: list[Variable], name: str, dtype: str) -> list[Variable | None]:
+        """A new slot for each chosen variable, and None for the others."""
+        return [
+            self._add_slot(variable, name, dtype) if chosen else None
+            for variable, chosen in zip(variables, self._chosen)
+        ]
+
+    def _chosen_variables(self) -> list[Variable]:
+        if not self.built:
+            return []
+        return [one for one, chosen in zip(self._trainable_variables, self._chosen) if chosen]
+
+    def _chosen_marks(self, yes: str) -> dict[str, str]:
+        return {
+            path: yes if chosen else "plain"
+            for path, chosen in zip(self._names.trained, self._chosen)
+        }
+
+    def _dense(self, grads: list[Tensor], variables: list[Variable]) -> list[Tensor]:
+        """The gradients, of which those of chosen variables are dense."""
+        return [
+            to_dense(gradient) if self._is_chosen(variable) else gradient
+            for gradient, variable in zip(grads, variables)
+        ]
 
 
-def find_optimizers(optimizer, mixin):
+def find_optimizers(optimizer: keras.optimizers.Optimizer, mixin: type[_Mixin]) -> list[_Mixin]:
     """The optimizers with a mixin in an optimizer, wrapped ones included.
 
     Args:
@@ -256,21 +411,40 @@ def find_optimizers(optimizer, mixin):
     return [found for one in inner if one is not None for found in find_optimizers(one, mixin)]
 
 
-def print_summary(optimizer, chosen, marks, print_fn):
-    """Prints an optimizer, and a line for each variable.
+def _check_bases(cls: type[OptimizerMixin]) -> None:
+    """Refuses, where an optimizer class is made, bases that do not fit or are out of order."""
+    order = cls.__mro__
+    mixins = [one for one in order if issubclass(one, OptimizerMixin) and "_rank" in vars(one)]
+    mixins = [one for one in mixins if one is not OptimizerMixin]
+    for mixin in mixins:
+        for base in order[: order.index(mixin)]:
+            if issubclass(base, keras.optimizers.Optimizer) and not issubclass(base, mixin):
+                raise TypeError(
+                    f"`{mixin.__name__}` must come before `{base.__name__}` in the bases of "
+                    f"`{cls.__name__}`, or its update would never be called. Write "
+                    f"`class {cls.__name__}({mixin.__name__}, keras.optimizers.AdamW)`."
+                )
+        for name, reason in (_WRAPPERS | mixin._refused_bases).items():
+            if issubclass(cls, getattr(keras.optimizers, name, ())):
+                raise TypeError(
+                    f"`{cls.__name__}` cannot be built on `{name}`, which {reason}. "
+                    f"`{mixin.__name__}` takes {mixin._supported_bases} as the base."
+                )
+    wanted = sorted(mixins, key=lambda mixin: mixin._rank)
+    for first, second in zip(wanted, mixins):
+        if first is not second:
+            names = ", ".join(mixin.__name__ for mixin in wanted)
+            raise TypeError(
+                f"`{first.__name__}` must come before `{second.__name__}` in the bases of "
+                f"`{cls.__name__}`: the first base acts first. Write "
+                f"`class {cls.__name__}({names}, keras.optimizers.AdamW)`."
+            )
 
-    Args:
-        optimizer: The optimizer.
-        chosen: Booleans, the variables that the mixin acts on. Empty before it is built.
-        marks: Two strings, what to call those variables, and the others.
-        print_fn: Function that is called with each line.
-    """
-    print_fn(repr(optimizer))
-    if not chosen:
-        return
-    names = unique_paths(optimizer._trainable_variables)
-    widths = max(map(len, marks)), max(map(len, names))
-    for name, variable, yes in zip(names, optimizer._trainable_variables, chosen):
-        mark = marks[0] if yes else marks[1]
-        shape = tuple(variable.shape)
-        print_fn(f"  {mark:<{widths[0]}}  {name:<{widths[1]}}  {shape}")
+
+def _default(cls: type, name: str) -> Any:
+    """The default of an argument of a class, as the first `__init__` that names it has it."""
+    for one in cls.__mro__:
+        parameters = inspect.signature(one.__init__).parameters if "__init__" in vars(one) else {}
+        if name in parameters:
+            return parameters[name].default
+    return inspect.Parameter.empty

@@ -469,6 +469,5 @@ def test_repr_says_what_is_mixed():
     model = compiled(mix(exclude=["bias"]))
     model.optimizer.build(model.trainable_variables)
     assert repr(model.optimizer) == (
-        "<DPSMix(stage_steps=4, drop_rate=0.3, include=None, exclude=('bias',), seed=0), "
-        "trains 1 of 2 variables in part>"
+        "<DPSMix(seed=0, stage_steps=4, exclude=['bias']), trains 1 of 2 variables in part>"
     )

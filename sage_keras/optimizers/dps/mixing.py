@@ -12,10 +12,10 @@ import keras
 from keras import ops
 
 from sage_keras import arguments
+from sage_keras.annotations import Tensor, Variable
 from sage_keras.backend import replicated
 from sage_keras.optimizers.dps import selection
-from sage_keras.optimizers.dps.subnetwork import PartialTraining, SubnetworkSelection, check_bases
-from sage_keras.optimizers.sage.guided import SensitivityGuided
+from sage_keras.optimizers.dps.partial import PartialTraining
 from sage_keras.paths import variable_path
 from sage_keras.sensitivity import compute_dtype
 
@@ -88,11 +88,8 @@ class WeightMixing(PartialTraining):
         - [Lee et al., 2020](https://arxiv.org/abs/1909.11299)
     """
 
-    _settings = (*PartialTraining._settings, "seed")
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        check_bases(cls, WeightMixing, before=[SubnetworkSelection, SensitivityGuided])
+    _rank = 20
+    _settings = ("seed",)
 
     def __init__(self, *args: Any, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -101,19 +98,8 @@ class WeightMixing(PartialTraining):
         self.seed = arguments.integer("seed", seed, low=0, example=0)
         self.swapped_by_callback = False  # SwapTrueWeights says so
 
-    def build(self, variables):
-        """Creates the base's slots, and for every chosen variable its true and initial weights.
-
-        Args:
-            variables: List of the variables to train.
-
-        Raises:
-            ValueError: If no pattern of `include`, or none of `exclude`, matches a variable.
-        """
-        if self.built:
-            return
-        variables = list(variables)
-        super().build(variables)
+    def _add_slots(self, variables: list[Variable]) -> None:
+        super()._add_slots(variables)
         self._true_weights, self._initial_weights = (
             [
                 self._add_slot(variable, name, variable.dtype) if chosen else None
@@ -141,23 +127,23 @@ class WeightMixing(PartialTraining):
             shape=(), dtype="int", aggregation="only_first_replica", name="is_mixed"
         )
 
-    def apply(self, grads, trainable_variables=None):
-        """Updates the true weights, and mixes them for the next forward pass.
-
-        Args:
-            grads: List of gradients.
-            trainable_variables: List of the variables to update. Defaults to those that the
-                optimizer was built with.
-        """
-        if len(grads) == 0:
-            return
-        if not self.built and trainable_variables is not None:
-            self.build(list(trainable_variables))
-        before = ops.copy(self.iterations)  # torch counts in place
+    def _begin_step(self) -> None:
+        """Puts the true weights into the model's variables, which the step updates."""
+        super()._begin_step()
         self.unmix()
-        super().apply(grads, trainable_variables)
-        # Micro-steps of gradient accumulation draw no new columns.
-        updated = ops.not_equal(self.iterations, before)
+
+    def _before_clipping(self, grads: list[Tensor], variables: list[Variable]) -> list[Tensor]:
+        # The gradients at the mixed weights are those of the columns kept.
+        grads = super()._before_clipping(grads, variables)
+        indices = [self._get_variable_index(variable) for variable in variables]
+        return [
+            self._masked(gradient, index) if self._chosen[index] else gradient
+            for gradient, index in zip(grads, indices)
+        ]
+
+    def _end_step(self, updated: Tensor) -> None:
+        """Draws columns, and mixes the weights for the next forward pass."""
+        super()._end_step(updated)
         columns = ops.convert_to_tensor(self._columns)
         drawn = self._draw(columns.shape, self._seeds)
         self._columns.assign(ops.where(updated, drawn, columns))
@@ -258,12 +244,6 @@ class WeightMixing(PartialTraining):
         self.swapped_by_callback = False
         super().finalize_variable_values(var_list)
 
-    def get_config(self):
-        """Returns the base's configuration, the drop rate and the seed."""
-        config = super().get_config()
-        config["seed"] = self.seed
-        return config
-
     def _chosen_with_weights(self):
         """Index, variable and true weight of each chosen variable, and keeps the initial weights.
 
@@ -279,16 +259,6 @@ class WeightMixing(PartialTraining):
             weight = ops.where(mixed, ops.convert_to_tensor(true), ops.convert_to_tensor(variable))
             self.assign(initial, ops.where(started, ops.convert_to_tensor(initial), weight))
             yield index, variable, weight
-
-    def _filter_empty_gradients(self, grads, vars):
-        # Before Keras clips: the gradients at the mixed weights are those of the columns kept.
-        grads, variables = super()._filter_empty_gradients(grads, vars)
-        indices = [self._get_variable_index(variable) for variable in variables]
-        grads = [
-            self._masked(gradient, index) if self._chosen[index] else gradient
-            for gradient, index in zip(grads, indices)
-        ]
-        return grads, variables
 
     def _draw(self, shape, seed):
         kept = ops.greater_equal(

@@ -2,6 +2,7 @@
 
 from keras import ops
 
+from sage_keras.annotations import Tensor, Variable
 from sage_keras.optimizers.dps import selection
 from sage_keras.optimizers.dps.mixing import WeightMixing
 from sage_keras.optimizers.dps.subnetwork import SubnetworkSelection
@@ -55,21 +56,8 @@ class SubnetworkMixing(WeightMixing, SubnetworkSelection):
         - [Zhang et al., 2022](https://arxiv.org/abs/2211.01642)
     """
 
-    _settings = ("stage_steps", *WeightMixing._settings)
-
-    def build(self, variables):
-        """Creates the slots of mixing and selection, and two more for every chosen variable.
-
-        Args:
-            variables: List of the variables to train.
-
-        Raises:
-            ValueError: If no pattern of `include`, or none of `exclude`, matches a variable.
-        """
-        if self.built:
-            return
-        variables = list(variables)
-        super().build(variables)
+    def _add_slots(self, variables: list[Variable]) -> None:
+        super()._add_slots(variables)
         self._stage_weights = [
             self._add_slot(variable, "stage_weight", variable.dtype) if chosen else None
             for variable, chosen in zip(variables, self._chosen)
@@ -79,18 +67,14 @@ class SubnetworkMixing(WeightMixing, SubnetworkSelection):
             for variable, shape in zip(variables, self._column_shapes)
         ]
 
-    def update_step(self, gradient, variable, learning_rate):
-        """Counts the columns kept in stage I, adds to the scores, and makes the base's step.
-
-        Args:
-            gradient: The masked gradient of the variable.
-            variable: The variable to update.
-            learning_rate: The learning rate, a scalar.
-        """
+    def _adjust(
+        self, gradient: Tensor, variable: Variable, learning_rate: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Counts the columns kept in stage I."""
         index = self._get_variable_index(variable)
         if self._chosen[index]:
             self._accumulate(self._frequencies[index], self._kept_columns(index))
-        super().update_step(gradient, variable, learning_rate)
+        return super()._adjust(gradient, variable, learning_rate)
 
     def _begin_stage_two(self, begins):
         for index, variable in enumerate(self._trainable_variables):

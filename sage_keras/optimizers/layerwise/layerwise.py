@@ -1,20 +1,18 @@
 """Learning rates by layer: the mixin, and AdamW with it."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from sage_keras import arguments
-from sage_keras.optimizers.base import WholeState
-from sage_keras.optimizers.dps.mixing import WeightMixing
-from sage_keras.optimizers.dps.subnetwork import SubnetworkSelection, check_bases
-from sage_keras.optimizers.sage.guided import SensitivityGuided
-from sage_keras.paths import unique_paths, variable_path
+from sage_keras.annotations import Tensor, Variable
+from sage_keras.optimizers.base import OptimizerMixin
+from sage_keras.paths import variable_path
 
 
-class LayerwiseLearningRate(WholeState):
+class LayerwiseLearningRate(OptimizerMixin):
     """Mixin that gives the layers of a model learning rates of their own.
 
     Put it first in the list of bases. The learning rate of every variable is then multiplied by
@@ -68,12 +66,9 @@ class LayerwiseLearningRate(WholeState):
         - [Howard and Ruder, 2018](https://arxiv.org/abs/1801.06146)
     """
 
+    _rank = 10
+    _settings = ("learning_rate_multipliers",)
     _rate_multiplier = 1.0  # of the learning rate that the base's weight decay sees
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        before = [WeightMixing, SubnetworkSelection, SensitivityGuided]
-        check_bases(cls, LayerwiseLearningRate, before=before)
 
     def __init__(
         self, *args: Any, learning_rate_multipliers: dict[str, float], **kwargs: Any
@@ -83,21 +78,15 @@ class LayerwiseLearningRate(WholeState):
             "learning_rate_multipliers", learning_rate_multipliers
         )
 
-    def build(self, variables):
-        """Creates the slots of the base, for the variables that are not frozen.
-
-        Args:
-            variables: List of the variables to train.
-
-        Raises:
-            ValueError: If a pattern matches no variable, or all variables would be frozen.
-        """
-        if self.built:
-            return
-        variables = list(variables)
+    def _frozen(self, variables: list[Variable]) -> list[bool]:
+        """Those of factor 0."""
         paths = [variable_path(variable) for variable in variables]
         multipliers = arguments.first_match(
-            "learning_rate_multipliers", self.learning_rate_multipliers, paths, default=1.0
+            "learning_rate_multipliers",
+            self.learning_rate_multipliers,
+            paths,
+            default=1.0,
+            strict=self._strict_patterns,
         )
         if variables and not any(multipliers):
             raise ValueError(
@@ -105,41 +94,28 @@ class LayerwiseLearningRate(WholeState):
                 "give it a factor above 0. Received: "
                 f"learning_rate_multipliers={dict(self.learning_rate_multipliers)}"
             )
-        super().build([variable for variable, yes in zip(variables, multipliers) if yes])
         self._multipliers = {
             self._var_key(variable): one for variable, one in zip(variables, multipliers)
         }
-        self._shapes = dict(zip(unique_paths(variables), (tuple(v.shape) for v in variables)))
+        return [not one for one in multipliers]
 
-    def apply(self, grads, trainable_variables=None):
-        """Updates the variables that are not frozen.
-
-        Args:
-            grads: List of gradients.
-            trainable_variables: List of the variables to update. Defaults to those that the
-                optimizer was built with.
-        """
-        if trainable_variables is not None:
-            trainable_variables = list(trainable_variables)
-            if not self.built:
-                self.build(trainable_variables)
-            grads = self._without_frozen(grads, trainable_variables)
-            trainable_variables = self._without_frozen(trainable_variables, trainable_variables)
+    def _without_frozen(
+        self, grads: Sequence[Tensor], variables: Sequence[Variable] | None
+    ) -> tuple[Sequence[Tensor], Sequence[Variable] | None]:
+        if variables is not None:
+            variables = list(variables)
+            grads, variables = self._trained(grads, variables), self._trained(variables, variables)
         elif self.built and len(grads) == len(self._multipliers):
             grads = [grad for grad, yes in zip(grads, self._multipliers.values()) if yes]
-        super().apply(grads, trainable_variables)
+        return super()._without_frozen(grads, variables)
 
-    def stateless_apply(self, optimizer_variables, grads, trainable_variables):
-        """Like `apply`, for JAX: returns what the variables become.
-
-        Args:
-            optimizer_variables: List of the values of `optimizer.variables`.
-            grads: List of gradients, of all variables.
-            trainable_variables: List of the values of all variables, the frozen ones too.
-
-        Returns:
-            Two lists of values: those of all variables, and those of `optimizer.variables`.
-        """
+    def stateless_apply(
+        self,
+        optimizer_variables: list[Tensor],
+        grads: list[Tensor],
+        trainable_variables: list[Tensor],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Like `apply`, for JAX: returns what the variables become, the frozen ones too."""
         if not self.built or len(trainable_variables) != len(self._multipliers):
             return super().stateless_apply(optimizer_variables, grads, trainable_variables)
         trained = list(self._multipliers.values())
@@ -153,27 +129,19 @@ class LayerwiseLearningRate(WholeState):
             next(updated) if yes else value for value, yes in zip(trainable_variables, trained)
         ], optimizer_variables
 
-    def update_step(self, gradient, variable, learning_rate):
-        """Makes the base's step at the rate of the variable's layer.
-
-        Args:
-            gradient: The gradient of the variable.
-            variable: The variable to update.
-            learning_rate: The learning rate, a scalar.
-        """
+    def _adjust(
+        self, gradient: Tensor, variable: Variable, learning_rate: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Takes the rate of the variable's layer."""
         multiplier = self._multipliers[self._var_key(variable)]
         if multiplier != 1.0:
             learning_rate = ops.multiply(learning_rate, multiplier)
-        super().update_step(gradient, variable, learning_rate)
+        return super()._adjust(gradient, variable, learning_rate)
 
     def finalize_variable_values(self, var_list):
-        """Does what the base does at the end of training, to the variables that are not frozen.
-
-        Args:
-            var_list: List of the model's variables.
-        """
+        """Does what the base does at the end of training, to the variables that are not frozen."""
         if self.built:
-            var_list = self._without_frozen(var_list, var_list)
+            var_list = self._trained(var_list, var_list)
         super().finalize_variable_values(var_list)
 
     @property
@@ -183,37 +151,24 @@ class LayerwiseLearningRate(WholeState):
         Where a path occurs again the later ones are called `path#1`, `path#2` and so on. Empty
         before the optimizer is built.
         """
-        return dict(zip(self._shapes, self._multipliers.values())) if self.built else {}
+        return dict(zip(self._names.shapes, self._multipliers.values())) if self.built else {}
 
-    def summary(self, print_fn: Callable[[str], object] = print) -> None:
-        """Prints the factor of every variable, after what the base's summary prints.
+    def _phrases(self) -> list[str]:
+        multipliers = self._multipliers.values()
+        own = sum(one not in (0.0, 1.0) for one in multipliers)
+        frozen = sum(one == 0.0 for one in multipliers)
+        rates = f"own rates for {own} and {frozen} frozen of {len(multipliers)} variables"
+        return [*super()._phrases(), rates]
 
-        Args:
-            print_fn: Function that is called with each line. Defaults to `print`.
-        """
-        super().summary(print_fn)
-        width = max(map(len, self.multipliers), default=0)
-        for path, multiplier in self.multipliers.items():
-            mark = f"{multiplier:.4g}" if multiplier else "frozen"
-            print_fn(f"  {mark:>8}  {path:<{width}}  {self._shapes[path]}")
+    def _columns(self) -> list[dict[str, str]]:
+        rates = {
+            path: f"{multiplier:.4g}" if multiplier else "frozen"
+            for path, multiplier in self.multipliers.items()
+        }
+        return [*super()._columns(), rates]
 
-    def get_config(self):
-        """Returns the base's configuration and the multipliers."""
-        config = super().get_config()
-        config["learning_rate_multipliers"] = dict(self.learning_rate_multipliers)
-        return config
-
-    def __repr__(self):
-        rates = "rates by layer"
-        if self.built:
-            multipliers = self._multipliers.values()
-            own = sum(one not in (0.0, 1.0) for one in multipliers)
-            frozen = sum(one == 0.0 for one in multipliers)
-            rates = f"own rates for {own} and {frozen} frozen of {len(multipliers)} variables"
-        return f"{super().__repr__().removesuffix('>')}, {rates}>"
-
-    def _without_frozen(self, values, variables):
-        """The values of those variables that are not frozen; unknown ones are the base's affair."""
+    def _trained(self, values: Sequence[Any], variables: Sequence[Variable]) -> list[Any]:
+        """The values of the variables that are not frozen; Keras refuses unknown ones."""
         factors = [self._multipliers.get(self._var_key(variable), 1.0) for variable in variables]
         return [value for value, yes in zip(values, factors) if yes]
 

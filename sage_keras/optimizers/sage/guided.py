@@ -2,8 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 from keras import ops
@@ -12,24 +11,8 @@ from sage_keras import arguments
 from sage_keras import sensitivity as measure
 from sage_keras.annotations import Tensor, Variable
 from sage_keras.backend import to_dense
-from sage_keras.optimizers.base import (
-    OptimizerMixin,
-    check_order,
-    find_optimizers,
-    print_summary,
-)
-from sage_keras.paths import unique_paths, variable_path
+from sage_keras.optimizers.base import VariableChoice, find_optimizers
 
-# The published rule scales the learning rate, which these bases do not pass through unchanged.
-_REFUSED_BASES = {
-    "Ftrl": "keeps the learning rate inside its slots, where a scaled one makes it diverge",
-    "ScheduleFreeAdamW": "accumulates the learning rate into the weights of its average",
-    "Adafactor": "caps its update after the learning rate has been chosen",
-    "LossScaleOptimizer": "wraps another optimizer. Wrap the guided one in it instead: "
-    "`keras.optimizers.LossScaleOptimizer(Sage())`",
-    "MultiOptimizer": "wraps other optimizers. Put guided ones in it instead",
-}
-_SUPPORTED_BASES = "SGD, RMSprop, Adagrad, Adadelta, Adam, AdamW, Adamax, Nadam, Lion, Lamb or Muon"
 # In half precision their 1 - beta_2 is lost: 0.999 rounds to 1.
 _NEED_FLOAT32_VARIABLES = ("Adam", "Nadam", "Lamb")
 
@@ -38,7 +21,7 @@ _SMALLEST_EPSILON = 2.0**-126  # the smallest normal float32; less is flushed to
 _LEAST_MEAN_SCALE = 0.1  # what steady gradients have saved up is not spent in one step
 
 
-class SensitivityGuided(OptimizerMixin):
+class SensitivityGuided(VariableChoice):
     """Mixin that guides a Keras optimizer by the sensitivity of each parameter (SAGE).
 
     Put it before a Keras optimizer in the list of bases, and that optimizer keeps its own rule
@@ -54,7 +37,7 @@ class SensitivityGuided(OptimizerMixin):
     is not scaled.
 
     Any Keras optimizer whose update is linear in the learning rate can be the base: SGD, RMSprop,
-    Adagrad, Adadelta, Adam, AdamW, Adamax, Nadam, Lion, Lamb and Muon. With `momentum` above 0,
+    Adagrad, Adadelta, Adam, AdamW, ScheduleFreeAdamW, Adamax, Nadam, Lion, Lamb and Muon. With `momentum` above 0,
     SGD and RMSprop put each step's already scaled rate into their velocity: a well-defined rule,
     though not the published one. A base of your own must be linear in the learning rate too, and
     must take a `learning_rate` tensor of the variable's shape in `update_step`.
@@ -121,9 +104,24 @@ class SensitivityGuided(OptimizerMixin):
         - [Liang et al., 2022](https://arxiv.org/abs/2202.02664)
     """
 
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        _check_bases(cls)
+    _rank = 40
+    _settings = (
+        "beta_3",
+        "sensitivity_epsilon",
+        "bias_correction",
+        "sensitivity_dtype",
+        "calibrate",
+        "guide",
+    )
+    _supported_bases = (
+        "SGD, RMSprop, Adagrad, Adadelta, Adam, AdamW, ScheduleFreeAdamW, Adamax, Nadam, Lion, "
+        "Lamb or Muon"
+    )
+    # The rule scales the learning rate, which these do not pass through unchanged.
+    _refused_bases: ClassVar = {
+        "Ftrl": "keeps the learning rate inside its slots, where a scaled one makes it diverge",
+        "Adafactor": "caps its update after the learning rate has been chosen",
+    }
 
     def __init__(
         self,
@@ -148,57 +146,43 @@ class SensitivityGuided(OptimizerMixin):
         self.calibrate = arguments.boolean("calibrate", calibrate)
         self.guide = arguments.boolean("guide", guide)
 
-    def build(self, variables):
-        """Creates the base's slots, and those of every guided variable.
-
-        One for the sensitivity, and with `calibrate` a scalar for the mean scale.
-
-        Args:
-            variables: List of the variables to train.
-
-        Raises:
-            ValueError: If no pattern of `include`, or none of `exclude`, matches a variable.
-        """
-        if self.built:
-            return
-        variables = list(variables)
-        guided = self._select(variables)
+    def _prepare(self, variables: list[Variable]) -> None:
+        super()._prepare(variables)
         self._warn_of_half_precision(variables)
-        super().build(variables)
-        self._sensitivities = [
-            self._add_slot(variable, "sensitivity", self.sensitivity_dtype) if chosen else None
-            for variable, chosen in zip(variables, guided)
-        ]
+
+    def _add_slots(self, variables: list[Variable]) -> None:
+        super()._add_slots(variables)
+        self._sensitivities = self._slots(variables, "sensitivity", self.sensitivity_dtype)
         self._mean_scales = [
             self._add_slot(
                 variable, "mean_scale", measure.compute_dtype(variable.dtype), (), "ones"
             )
             if chosen and self.calibrate
             else None
-            for variable, chosen in zip(variables, guided)
+            for variable, chosen in zip(variables, self._chosen)
         ]
 
-    def update_step(self, gradient, variable, learning_rate):
-        """Measures the variable's sensitivity, then makes the base's step at the guided rate.
-
-        Args:
-            gradient: The gradient of the variable.
-            variable: The variable to update.
-            learning_rate: The learning rate, a scalar.
-        """
-        slot = self._slot(variable)
-        if slot is None:
-            return super().update_step(gradient, variable, learning_rate)
-
-        dense_gradient = to_dense(gradient)
-        dtype = measure.compute_dtype(variable.dtype)
-        value = measure.sensitivity(ops.cast(variable, dtype), ops.cast(dense_gradient, dtype))
-        average = measure.moving_average(ops.cast(slot, dtype), value, self.beta_3)
-        self.assign(slot, average)
+    def _before_clipping(self, grads: list[Tensor], variables: list[Variable]) -> list[Tensor]:
         if self.guide:
-            learning_rate = ops.multiply(learning_rate, self._scale(variable, value, average))
-            gradient = dense_gradient
-        super().update_step(gradient, variable, learning_rate)
+            grads = self._dense(grads, variables)
+        return super()._before_clipping(grads, variables)
+
+    def _adjust(
+        self, gradient: Tensor, variable: Variable, learning_rate: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Measures the variable's sensitivity, and scales its learning rate by it."""
+        slot = self._slot(variable)
+        if slot is not None:
+            dense_gradient = to_dense(gradient)
+            dtype = measure.compute_dtype(variable.dtype)
+            value = measure.sensitivity(ops.cast(variable, dtype), ops.cast(dense_gradient, dtype))
+            average = measure.moving_average(ops.cast(slot, dtype), value, self.beta_3)
+            self.assign(slot, average)
+            if self.guide:
+                scale = self._scale(variable, value, average)
+                learning_rate = ops.multiply(learning_rate, scale)
+                gradient = dense_gradient
+        return super()._adjust(gradient, variable, learning_rate)
 
     @property
     def guided_variables(self) -> list[Variable]:
@@ -206,10 +190,7 @@ class SensitivityGuided(OptimizerMixin):
 
         Empty before the optimizer is built.
         """
-        if not self.built:
-            return []
-        slots = zip(self._trainable_variables, self._sensitivities)
-        return [variable for variable, slot in slots if slot is not None]
+        return self._chosen_variables()
 
     @property
     def sensitivities(self) -> dict[str, Variable]:
@@ -222,8 +203,8 @@ class SensitivityGuided(OptimizerMixin):
         """
         if not self.built:
             return {}
-        names = unique_paths(self._trainable_variables)
-        return {name: slot for name, slot in zip(names, self._sensitivities) if slot is not None}
+        named = zip(self._names.trained, self._sensitivities)
+        return {name: slot for name, slot in named if slot is not None}
 
     def sensitivity(self, variable: Variable) -> Tensor:
         """The bias-corrected moving average of a variable's sensitivity.
@@ -240,53 +221,19 @@ class SensitivityGuided(OptimizerMixin):
         Raises:
             ValueError: If the optimizer is not built or does not guide this variable.
         """
-        slot = None
-        if self.built and self._var_key(variable) in self._trainable_variables_indices:
-            slot = self._slot(variable)
-        if slot is None:
-            raise ValueError(
-                "Argument `variable` must be one that this optimizer guides: build the optimizer, "
-                "then pass a variable that `optimizer.sensitivities` names. "
-                f"Received: variable={variable_path(variable)}"
-            )
+        instead = "guides: build it, then pass a variable that `optimizer.sensitivities` names"
+        index = self._index_of_chosen(variable, instead)
+        slot = self._sensitivities[index]
         dtype = measure.compute_dtype(variable.dtype)
         step = ops.maximum(ops.cast(self.iterations, dtype), 1)
         return measure.bias_corrected(ops.cast(slot, dtype), self.beta_3, step)
 
-    def summary(self, print_fn: Callable[[str], object] = print) -> None:
-        """Prints which variables are guided.
+    def _phrases(self) -> list[str]:
+        guided = f"guides {sum(self._chosen)} of {len(self._chosen)} variables"
+        return [guided, *super()._phrases()]
 
-        Args:
-            print_fn: Function that is called with each line. Defaults to `print`.
-        """
-        guided = [slot is not None for slot in self._sensitivities] if self.built else ()
-        print_summary(self, guided, ("guided", "plain"), print_fn)
-
-    def get_config(self):
-        """Returns the base's configuration and the arguments of the guidance."""
-        config = super().get_config()
-        config.update(
-            {
-                "beta_3": self.beta_3,
-                "sensitivity_epsilon": self.sensitivity_epsilon,
-                "bias_correction": self.bias_correction,
-                "sensitivity_dtype": self.sensitivity_dtype,
-                "calibrate": self.calibrate,
-                "guide": self.guide,
-            }
-        )
-        return config
-
-    def __repr__(self):
-        guided = "not built"
-        if self.built:
-            count = sum(slot is not None for slot in self._sensitivities)
-            guided = f"guides {count} of {len(self._sensitivities)} variables"
-        settings = ", ".join(
-            f"{name}={getattr(self, name)!r}"
-            for name in ("beta_3", "bias_correction", "include", "exclude", "calibrate", "guide")
-        )
-        return f"<{type(self).__name__}({settings}), {guided}>"
+    def _columns(self) -> list[dict[str, str]]:
+        return [self._chosen_marks("guided"), *super()._columns()]
 
     def _slot(self, variable):
         return self._sensitivities[self._get_variable_index(variable)]
@@ -328,16 +275,6 @@ class SensitivityGuided(OptimizerMixin):
         self.assign(slot, measure.running_mean(mean, ops.mean(scale), count))
         return calibrated
 
-    def _filter_empty_gradients(self, grads, vars):
-        # Before Keras scales and clips: the norm of a sparse gradient counts duplicate rows apart.
-        grads, variables = super()._filter_empty_gradients(grads, vars)
-        if self.guide:
-            grads = [
-                gradient if self._slot(variable) is None else to_dense(gradient)
-                for gradient, variable in zip(grads, variables)
-            ]
-        return grads, variables
-
 
 def guided_optimizers(optimizer: keras.optimizers.Optimizer) -> list[SensitivityGuided]:
     """The guided optimizers in an optimizer, wrapped ones included.
@@ -358,14 +295,3 @@ def guided_optimizers(optimizer: keras.optimizers.Optimizer) -> list[Sensitivity
     ['Sage']
     """
     return find_optimizers(optimizer, SensitivityGuided)
-
-
-def _check_bases(cls):
-    check_order(cls, SensitivityGuided, _SUPPORTED_BASES)
-    for name, reason in _REFUSED_BASES.items():
-        base = getattr(keras.optimizers, name, None)
-        if base is not None and issubclass(cls, base):
-            raise TypeError(
-                f"`{cls.__name__}` cannot be guided: its base `{name}` {reason}. "
-                f"Use {_SUPPORTED_BASES} as the base."
-            )
