@@ -9,7 +9,7 @@ from bases import BASES, guided, plain
 from cells import diagonals
 from modes import Runner, to_numpy
 
-from sage_keras.optimizers.base import OptimizerMixin
+from sage_keras.optimizers.base import VariableChoice
 
 FEATURES = {
     "plain": {},
@@ -100,7 +100,7 @@ def test_guiding_scales_the_step_of_the_base(name):
 @pytest.mark.parametrize("name", BASES)
 def test_keras_own_tests_hold(name, monkeypatch):
     """Runs the tests that Keras ships for the base on the guided class, all excluded."""
-    monkeypatch.setitem(OptimizerMixin.__init__.__kwdefaults__, "exclude", ["."])
+    monkeypatch.setitem(VariableChoice.__init__.__kwdefaults__, "exclude", ["."])
     module = pytest.importorskip(
         f"keras.src.optimizers.{name.lower()}_test",
         reason="Keras's wheels have its tests since 3.15.1",
