@@ -37,10 +37,11 @@ class SensitivityGuided(VariableChoice):
     is not scaled.
 
     Any Keras optimizer whose update is linear in the learning rate can be the base: SGD, RMSprop,
-    Adagrad, Adadelta, Adam, AdamW, ScheduleFreeAdamW, Adamax, Nadam, Lion, Lamb and Muon. With `momentum` above 0,
-    SGD and RMSprop put each step's already scaled rate into their velocity: a well-defined rule,
-    though not the published one. A base of your own must be linear in the learning rate too, and
-    must take a `learning_rate` tensor of the variable's shape in `update_step`.
+    Adagrad, Adadelta, Adam, AdamW, ScheduleFreeAdamW, Adamax, Nadam, Lion, Lamb and Muon. With
+    `momentum` above 0, SGD and RMSprop put each step's already scaled rate into their velocity: a
+    well-defined rule, though not the published one. A base of your own must be linear in the
+    learning rate too, and must take a `learning_rate` tensor of the variable's shape in
+    `update_step`.
 
     What to expect:
 
