@@ -1,24 +1,26 @@
-"""Grids of test cells: the default run has a part of one, the extended run the whole."""
+"""Grids of test cells, of which the default run and the backends but TensorFlow have a part."""
 
 import itertools
 
 import pytest
+from modes import BACKEND
 
 
 def diagonals(*factors, every, allowed=lambda *cell: True):
-    """The product of `factors`, in which all but one cell in `every` are marked as extended.
+    """The product of `factors`: one cell in `every`, and on TensorFlow the others as extended.
 
-    Those that are left lie along diagonals, and hold every pair of two factors' values.
+    The first ones lie along diagonals, and hold every pair of two factors' values.
     """
-    cells = {}  # values to whether the default run has them
+    cells = {}  # values to whether they are on a diagonal
     for numbered in itertools.product(*(enumerate(factor) for factor in factors)):
         positions, values = zip(*numbered)
         if allowed(*values):
             cells[values] = sum(positions) % every == 0
     assert _pairs(filter(cells.get, cells)) == _pairs(cells), f"every={every} leaves pairs out"
     return [
-        pytest.param(*values, marks=[] if default else [pytest.mark.extended])
-        for values, default in cells.items()
+        pytest.param(*values, marks=[] if chosen else [pytest.mark.extended])
+        for values, chosen in cells.items()
+        if chosen or BACKEND == "tensorflow"
     ]
 
 
