@@ -474,7 +474,7 @@ def copy_repository(folder):
 def check_without_a_fault(mutants):
     """Ends the program unless the copy is what is tested, and its tests pass as it is."""
     with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
+        folder = pathlib.Path(name).resolve()
         copy_repository(folder)
         tests = {f"tests/{one}" for mutant in mutants for one in mutant.tests.split()}
         (folder / "tests" / "test_copy.py").write_text(
@@ -490,7 +490,7 @@ def check_without_a_fault(mutants):
 def try_mutant(mutant):
     """The test that failed first, or None."""
     with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
+        folder = pathlib.Path(name).resolve()
         copy_repository(folder)
         apply(mutant, folder)
         for tests in ([f"tests/{one}" for one in mutant.tests.split()], []):
