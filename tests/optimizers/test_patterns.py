@@ -1,24 +1,18 @@
 """TRANSFORMER_BLOCKS and TRANSFORMER_MATRICES on keras-hub's models, at toy size."""
 
 import keras
+import keras_hub
 import numpy as np
 import pytest
 from modes import to_numpy
 
 from sage_keras import TRANSFORMER_BLOCKS, TRANSFORMER_MATRICES, DPSDense, Sage
 
+models = keras_hub.models
 TEXT = {"vocabulary_size": 30, "num_layers": 2, "hidden_dim": 8, "intermediate_dim": 16}
 HEADS = {**TEXT, "num_heads": 2}
 GROUPED = {**TEXT, "num_query_heads": 2, "num_key_value_heads": 1}
 SHORT = {"max_sequence_length": 12}
-
-
-def models():
-    """keras-hub's. Imported where one is made, so that the rest runs on a nightly of Keras."""
-    import keras_hub
-
-    return keras_hub.models
-
 
 QUERY_KEY_VALUE = ["query", "key", "value"]
 DENSE = ["feedforward_intermediate_dense", "feedforward_output_dense"]
@@ -34,35 +28,35 @@ GPT = sublayers("self_attention", QUERY_KEY_VALUE, DENSE)
 LLAMA = sublayers("self_attention", QUERY_KEY_VALUE, GATED)
 # backbone, the name of its blocks, the guided sublayers of each, and whether those have biases
 BACKBONES = {
-    "BERT": (lambda: models().BertBackbone(**HEADS, **SHORT), "transformer_layer_{}", BERT, True),
+    "BERT": (lambda: models.BertBackbone(**HEADS, **SHORT), "transformer_layer_{}", BERT, True),
     "RoBERTa": (
-        lambda: models().RobertaBackbone(**HEADS, **SHORT),
+        lambda: models.RobertaBackbone(**HEADS, **SHORT),
         "transformer_layer_{}",
         BERT,
         True,
     ),
     "DeBERTa": (
-        lambda: models().DebertaV3Backbone(**HEADS, **SHORT, bucket_size=4),
+        lambda: models.DebertaV3Backbone(**HEADS, **SHORT, bucket_size=4),
         "disentangled_attention_encoder_layer_{}",
         BERT,
         True,
     ),
     "DistilBERT": (
-        lambda: models().DistilBertBackbone(**HEADS, **SHORT),
+        lambda: models.DistilBertBackbone(**HEADS, **SHORT),
         "transformer_layer_{}",
         BERT,
         True,
     ),
-    "GPT-2": (lambda: models().GPT2Backbone(**HEADS, **SHORT), "transformer_layer_{}", GPT, True),
-    "Llama": (lambda: models().LlamaBackbone(**GROUPED), "transformer_layer_{}", LLAMA, False),
+    "GPT-2": (lambda: models.GPT2Backbone(**HEADS, **SHORT), "transformer_layer_{}", GPT, True),
+    "Llama": (lambda: models.LlamaBackbone(**GROUPED), "transformer_layer_{}", LLAMA, False),
     "Gemma": (
-        lambda: models().GemmaBackbone(**GROUPED, head_dim=4),
+        lambda: models.GemmaBackbone(**GROUPED, head_dim=4),
         "decoder_block_{}",
         sublayers("attention", QUERY_KEY_VALUE, ["ffw_gating", "ffw_gating_2", "ffw_linear"]),
         False,
     ),
     "ViT": (
-        lambda: models().ViTBackbone(
+        lambda: models.ViTBackbone(
             image_shape=(16, 16, 3),
             patch_size=4,
             num_layers=2,
@@ -100,7 +94,7 @@ def test_selects_attention_and_feed_forward(name):
 
 
 def test_selects_both_stacks_of_an_encoder_decoder():
-    backbone = models().T5Backbone(**HEADS)
+    backbone = models.T5Backbone(**HEADS)
     optimizer = Sage(include=TRANSFORMER_BLOCKS)
     optimizer.build(backbone.trainable_variables)
     # Per encoder block 4 + 3 kernels, per decoder block 4 + 4 + 3, two blocks each.
@@ -109,7 +103,7 @@ def test_selects_both_stacks_of_an_encoder_decoder():
 
 
 def test_leaves_out_what_is_numbered_and_no_block():
-    backbone = models().WhisperBackbone(
+    backbone = models.WhisperBackbone(
         **HEADS, num_mels=8, max_encoder_sequence_length=12, max_decoder_sequence_length=12
     )
     optimizer = Sage(include=TRANSFORMER_BLOCKS)
@@ -119,8 +113,6 @@ def test_leaves_out_what_is_numbered_and_no_block():
 
 
 def test_selects_keras_hub_layers_in_a_model_of_ones_own():
-    import keras_hub
-
     model = keras.Sequential(
         [keras.Input((5, 8))]
         + [keras_hub.layers.TransformerEncoder(16, 2) for _ in range(2)]
@@ -191,8 +183,8 @@ def test_matrices_are_the_kernels_of_the_blocks_and_the_pooler(name):
 @pytest.mark.parametrize(
     ("make", "head"),
     [
-        (lambda backbone: models().BertTextClassifier(backbone, 2), {"logits"}),
-        (lambda backbone: models().RobertaTextClassifier(backbone, 2), {"pooled_dense", "logits"}),
+        (lambda backbone: models.BertTextClassifier(backbone, 2), {"logits"}),
+        (lambda backbone: models.RobertaTextClassifier(backbone, 2), {"pooled_dense", "logits"}),
     ],
     ids=["BERT", "RoBERTa"],
 )
