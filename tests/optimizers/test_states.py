@@ -19,6 +19,7 @@ from sage_keras import (
     Sage,
     SageAdam,
     SageAdamax,
+    check_state_tree,
 )
 from sage_keras.optimizers import saved_state
 
@@ -418,6 +419,27 @@ def test_a_saved_model_with_a_train_signature(make, tmp_path):
     x = tf.ones((4, 3))
     first = float(loaded.signatures["train"](x)["loss"])
     assert float(loaded.signatures["train"](x)["loss"]) < first
+
+
+TREES = {
+    "the same": (lambda: Sage(include=["a/"], name="s"), None),
+    "another class": (lambda: SageAdam(name="s", include=["b/"]), "s/.*a_kernel_sensitivity"),
+    "another choice": (lambda: Sage(include=["b/"], name="s"), "s/.*a_kernel_sensitivity"),
+    "another name": (lambda: Sage(include=["a/"], name="t"), "s/iteration, .*"),
+}
+
+
+@pytest.mark.parametrize("what", TREES)
+def test_a_state_tree_of_another_optimizer_is_refused(what):
+    make, message = TREES[what]
+    model = dense(Sage(include=["a/"], name="s"))
+    model.optimizer.build(model.trainable_variables)
+    state_tree = model.get_state_tree(value_format="numpy_array")
+    model.compile(optimizer=make())
+    model.optimizer.build(model.trainable_variables)
+    expected = pytest.raises(ValueError, match=message) if message else contextlib.nullcontext()
+    with expected:
+        check_state_tree(model, state_tree)
 
 
 def test_a_copy_has_the_settings():

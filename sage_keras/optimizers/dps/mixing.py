@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import keras
 from keras import ops
 
 from sage_keras import arguments
@@ -17,6 +16,7 @@ from sage_keras.backend import replicated
 from sage_keras.optimizers.dps import selection
 from sage_keras.optimizers.dps.partial import PartialTraining
 from sage_keras.paths import variable_path
+from sage_keras.random_bits import chosen, random_bits
 from sage_keras.sensitivity import compute_dtype
 
 
@@ -113,12 +113,10 @@ class WeightMixing(PartialTraining):
         ]
         sizes = [0 if shape is None else math.prod(shape) for shape in self._column_shapes]
         self._column_ends = list(itertools.accumulate(sizes))
-        seed = spread(self.seed)
-        self._seeds = StepSeeds(seed, self)
         # The columns of all variables, one after the other: 1 for those that are kept.
         self._columns = self.add_variable(
             shape=(sum(sizes),),
-            initializer=lambda shape, dtype: self._draw(shape, seed),
+            initializer=lambda shape, dtype: self._draw(shape, 0),
             dtype="float32",
             aggregation="only_first_replica",
             name="columns",
@@ -144,9 +142,8 @@ class WeightMixing(PartialTraining):
     def _end_step(self, updated: Tensor) -> None:
         """Draws columns, and mixes the weights for the next forward pass."""
         super()._end_step(updated)
-        columns = ops.convert_to_tensor(self._columns)
-        drawn = self._draw(columns.shape, self._seeds)
-        self._columns.assign(ops.where(updated, drawn, columns))
+        # After a micro-step of gradient accumulation these are the same columns again.
+        self._columns.assign(self._draw(self._columns.shape, self.iterations))
         self.mix()
 
     def mix(self) -> None:
@@ -260,11 +257,9 @@ class WeightMixing(PartialTraining):
             self.assign(initial, ops.where(started, ops.convert_to_tensor(initial), weight))
             yield index, variable, weight
 
-    def _draw(self, shape, seed):
-        kept = ops.greater_equal(
-            keras.random.uniform(shape, dtype="float32", seed=seed), self.drop_rate
-        )
-        return ops.cast(kept, "float32")
+    def _draw(self, shape: tuple[int, ...], step: Tensor) -> Tensor:
+        bits = random_bits(self.seed, step, shape)
+        return ops.cast(chosen(bits, 1.0 - self.drop_rate), "float32")
 
     def _kept_columns(self, index):
         """The columns of the coming step, as a float tensor that broadcasts to the variable."""
@@ -288,23 +283,3 @@ class WeightMixing(PartialTraining):
             "own, evaluate and save inside `with optimizer.true_weights():`.",
             stacklevel=3,
         )
-
-
-class StepSeeds(keras.random.SeedGenerator):
-    """A seed generator that counts the optimizer's updates instead of its own calls.
-
-    Masks follow from `iterations`, which is saved and which accumulation does not advance.
-    """
-
-    def __init__(self, seed, optimizer):
-        super().__init__(seed, name="step_seeds")
-        self._optimizer = optimizer
-
-    def next(self, ordered=True):
-        step = ops.cast(self._optimizer.iterations, self.state.dtype)
-        return ops.add(self.state, ops.stack([ops.zeros_like(step), step]))
-
-
-def spread(seed):
-    # On torch Keras adds the count to the seed: the runs of neighbouring seeds would share masks.
-    return seed * 2654435761 % 2**31
