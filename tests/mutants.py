@@ -373,7 +373,7 @@ MUTANTS = [
         "optimizers/saved_state.py",
         'elif saved["variables"][old][2] != shape:',
         "elif False:",
-        "optimizers/test_states.py optimizers/test_saved_state.py",
+        "optimizers/test_mixing.py",
     ),
     Mutant(
         "values that are not as they were saved are loaded",

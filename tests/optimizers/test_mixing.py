@@ -311,6 +311,17 @@ def test_resuming_from_mixed_weights_changes_no_bit():
     assert_same(second.weights(), expected.weights())
 
 
+def test_the_columns_of_other_variables_are_refused():
+    """They lie one after the other in one variable, which is of another shape here."""
+    store = {}
+    make(mixout()).optimizer.save_own_variables(store)
+    runner = make(mixout(), weights=start()[:2])
+    before = [to_numpy(one) for one in runner.optimizer.variables]
+    with pytest.raises(ValueError, match=r"has the shape \(37,\) for columns, here it is \(13,\)"):
+        runner.optimizer.load_own_variables(store)
+    assert_same([to_numpy(one) for one in runner.optimizer.variables], before)
+
+
 def test_models_trained_in_turn_share_nothing():
     alone = []
     for seed in (0, 1):
