@@ -25,6 +25,7 @@ def other_backend():
     backend.close()
 
 
+@pytest.mark.extended
 @given(fuzz.cases())
 @settings(
     max_examples=CASES,

@@ -4,8 +4,6 @@ import importlib.metadata
 import subprocess
 import sys
 
-import pytest
-
 import sage_keras
 from sage_keras import analysis
 
@@ -21,12 +19,11 @@ def test_version_is_that_of_the_metadata():
     assert importlib.metadata.version("sage_keras") == sage_keras.__version__
 
 
-@pytest.mark.parametrize("module", ["sage_keras", "sage_keras.analysis", "sage_keras.hub"])
-def test_imports_no_backend_and_no_plotting_of_its_own(module):
+def test_imports_no_backend_and_no_plotting_of_its_own():
     code = (
         "import sys, keras\n"
         "before = set(sys.modules)\n"
-        f"import {module}\n"
+        "import sage_keras, sage_keras.analysis, sage_keras.callbacks, sage_keras.hub\n"
         "print(*{name.split('.')[0] for name in set(sys.modules) - before})"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

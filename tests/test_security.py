@@ -48,6 +48,7 @@ def faults(source):
             yield from (one.arg for one in node.keywords if one.arg in KEYWORDS)
 
 
+@pytest.mark.backend_agnostic
 @pytest.mark.parametrize(
     "source",
     [
@@ -65,6 +66,7 @@ def test_the_check_of_the_package_can_fail(source):
     assert list(faults(source))
 
 
+@pytest.mark.backend_agnostic
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
 def test_the_package_runs_nothing_that_it_reads(path):
     assert list(faults(path.read_text(encoding="utf-8"))) == []
@@ -76,6 +78,7 @@ def json_values():
     return st.recursive(simple, lambda x: st.lists(x, max_size=3) | st.dictionaries(keys, x))
 
 
+@pytest.mark.backend_agnostic
 @given(st.data())
 def test_a_damaged_report_is_read_as_numbers_or_refused_by_its_line(tmp_path_factory, data):
     damaged = json.loads(json.dumps(report(2)))
@@ -99,6 +102,7 @@ def test_a_damaged_report_is_read_as_numbers_or_refused_by_its_line(tmp_path_fac
     assert log.steps.dtype == "int64"
 
 
+@pytest.mark.backend_agnostic
 @pytest.mark.parametrize(
     "line",
     ["[" * 100_000, '{"step": 1e999}', '{"step": ' + "9" * 5000 + "}", '{"step": Infinity}'],
@@ -133,6 +137,7 @@ def read_tags(path):
     return tags
 
 
+@pytest.mark.backend_agnostic
 def test_hostile_names_of_groups_and_runs_are_text_in_the_report(tmp_path):
     plain = read_tags(write_report(read_logs(tmp_path / "1", ["a"], ["b"]), tmp_path / "1.html"))
     logs = read_logs(tmp_path / "2", HOSTILE[:4], HOSTILE)

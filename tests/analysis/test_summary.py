@@ -133,3 +133,11 @@ def test_names_are_not_read_as_markup(capsys):
 def test_refuses(make, arguments, message):
     with pytest.raises(ValueError, match=message):
         summary(make(), **arguments)
+
+
+@pytest.mark.parametrize(("value", "share"), [(0.007, "25.0%"), (0.008, "0.0%")])
+def test_redundant_is_what_is_under_a_hundredth_of_the_mean(value, share):
+    dense = keras.layers.Dense(2, use_bias=False, name="dense")
+    model = keras.Sequential([keras.Input((2,)), dense], name="tiny")
+    found = rows(model, {"tiny/dense/kernel": [[1.0, 1.0], [1.0, value]]})
+    assert found["Redundant share"] == [share]

@@ -10,7 +10,10 @@ from modes import BACKEND
 if BACKEND != "tensorflow":
     pytest.skip("about TensorFlow", allow_module_level=True)
 
-pytestmark = pytest.mark.filterwarnings("ignore:Between the steps")  # nobody looks in between
+pytestmark = [
+    pytest.mark.extended,
+    pytest.mark.filterwarnings("ignore:Between the steps"),  # nobody looks in between
+]
 
 
 def test_on_logical_devices():

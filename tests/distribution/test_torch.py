@@ -8,7 +8,10 @@ from modes import BACKEND
 if BACKEND != "torch":
     pytest.skip("about torch", allow_module_level=True)
 
-pytestmark = pytest.mark.filterwarnings("ignore:Between the steps")  # nobody looks in between
+pytestmark = [
+    pytest.mark.extended,
+    pytest.mark.filterwarnings("ignore:Between the steps"),  # nobody looks in between
+]
 
 
 def test_two_processes_train_as_one(tmp_path):

@@ -6,8 +6,10 @@ import keras
 import numpy as np
 import pytest
 from bases import BASES, guided, plain
+from cells import diagonals
 from modes import Runner, to_numpy
-from sage_keras.optimizers.base import OptimizerMixin
+
+from sage_keras.optimizers.base import VariableChoice
 
 FEATURES = {
     "plain": {},
@@ -44,13 +46,13 @@ def train(optimizer, mode="eager"):
     return runner.weights()
 
 
-@pytest.mark.parametrize("settings", NOT_GUIDING.values(), ids=NOT_GUIDING)
-@pytest.mark.parametrize("feature", FEATURES)
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize(
+    ("name", "feature", "settings"), diagonals(BASES, FEATURES, NOT_GUIDING, every=2)
+)
 def test_not_guiding_equals_the_base(name, feature, settings):
     arguments = {"learning_rate": 0.01, **BASES[name], **FEATURES[feature]}
     expected = train(plain(name)(**arguments))
-    actual = train(guided(name)(**arguments, **settings))
+    actual = train(guided(name)(**arguments, **NOT_GUIDING[settings]))
     for one, other in zip(actual, expected):
         np.testing.assert_array_equal(one, other)
 
@@ -98,7 +100,7 @@ def test_guiding_scales_the_step_of_the_base(name):
 @pytest.mark.parametrize("name", BASES)
 def test_keras_own_tests_hold(name, monkeypatch):
     """Runs the tests that Keras ships for the base on the guided class, all excluded."""
-    monkeypatch.setitem(OptimizerMixin.__init__.__kwdefaults__, "exclude", ["."])
+    monkeypatch.setitem(VariableChoice.__init__.__kwdefaults__, "exclude", ["."])
     module = pytest.importorskip(
         f"keras.src.optimizers.{name.lower()}_test",
         reason="Keras's wheels have its tests since 3.15.1",

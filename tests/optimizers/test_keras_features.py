@@ -30,11 +30,13 @@ def compiled(optimizer, **arguments):
             keras.layers.Dense(1, name="out"),
         ]
     )
+    # Compiled steps are for the tests that are about them.
+    arguments.setdefault("run_eagerly", BACKEND == "tensorflow")
     model.compile(optimizer=optimizer, loss="mse", **arguments)
     return model
 
 
-def fit(model, epochs=2, **arguments):
+def fit(model, epochs=1, **arguments):
     x, y = data()
     model.fit(x, y, batch_size=8, epochs=epochs, shuffle=False, verbose=0, **arguments)
     return model
@@ -87,12 +89,14 @@ def test_swap_ema_weights():
 
 def test_learning_rate_callable_and_callback():
     expected = fit(compiled(Sage(learning_rate=0.05)))
-    assert_same(fit(compiled(Sage(learning_rate=lambda: 0.05))), expected, rtol=1e-5, atol=1e-6)
+    by_callable = compiled(Sage(learning_rate=lambda: 0.05), run_eagerly=False)
+    assert_same(fit(by_callable), expected, rtol=1e-5, atol=1e-6)
 
-    model = compiled(Sage(learning_rate=1.0))
+    model = compiled(Sage(learning_rate=1.0), run_eagerly=False)
     halve = keras.callbacks.LearningRateScheduler(lambda epoch: [0.05, 0.0][epoch])
     fit(model, epochs=2, callbacks=[halve])
-    assert_same(model, fit(compiled(Sage(learning_rate=0.05)), epochs=1))
+    expected = fit(compiled(Sage(learning_rate=0.05)), epochs=1)
+    assert_same(model, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_loss_scale_optimizer_skips_an_overflow_whole():
@@ -206,6 +210,7 @@ def test_optimizer_pickles_alone():
     assert again.exclude == ("bias",)
 
 
+@pytest.mark.extended
 def test_saved_model_loads_where_the_package_was_imported(tmp_path):
     fit(compiled(Sage(0.02))).save(tmp_path / "model.keras")
     code = (
@@ -214,7 +219,7 @@ def test_saved_model_loads_where_the_package_was_imported(tmp_path):
         "print(type(model.optimizer).__name__, int(model.optimizer.iterations))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["Sage", "8"]
+    assert run.stdout.split() == ["Sage", "4"]
 
 
 def test_model_saved_before_training_loads(tmp_path):
@@ -225,7 +230,7 @@ def test_model_saved_before_training_loads(tmp_path):
 
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras runs one step per execution on torch")
 def test_several_steps_per_execution():
-    several = fit(compiled(Sage(0.02), steps_per_execution=2))
+    several = fit(compiled(Sage(0.02), steps_per_execution=2, run_eagerly=False))
     assert_same(several, fit(compiled(Sage(0.02))), rtol=1e-5, atol=1e-6)
 
 

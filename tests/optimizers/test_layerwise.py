@@ -236,7 +236,13 @@ FITS = {
 }
 
 
-@pytest.mark.parametrize("name", FITS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.extended] if name == "LayerwiseDPSMix" else [])
+        for name in FITS
+    ],
+)
 def test_fit_saves_and_resumes_bit_equal(name, tmp_path):
     callbacks = [SwapTrueWeights()] if name == "LayerwiseDPSMix" else []
     model = fit(compiled(FITS[name]()), epochs=1, callbacks=callbacks)

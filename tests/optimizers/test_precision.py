@@ -3,7 +3,6 @@
 import contextlib
 
 import keras
-import keras_hub
 import numpy as np
 import pytest
 from modes import float64_allowed, to_numpy
@@ -68,7 +67,7 @@ def losses(name, policy):
         return history["loss"], model.optimizer
 
 
-@pytest.mark.parametrize("name", ["Sage", "DPSMix"])
+@pytest.mark.parametrize("name", ["Sage", pytest.param("DPSMix", marks=pytest.mark.extended)])
 def test_losses_of_200_steps_are_those_of_float32(name):
     expected, _ = losses(name, "float32")
     assert expected[-1] < 0.85 * expected[0]
@@ -104,7 +103,10 @@ def test_a_step_that_overflows_in_float16_changes_nothing(name):
         assert int(inner.iterations) == 4
 
 
+@pytest.mark.extended
 def test_adapters_on_an_int8_backbone():
+    import keras_hub
+
     keras.utils.set_random_seed(0)
     backbone = keras_hub.models.BertBackbone(
         vocabulary_size=8,
@@ -143,6 +145,7 @@ def test_adapters_on_an_int8_backbone():
         np.testing.assert_array_equal(to_numpy(variable), array)
 
 
+@pytest.mark.extended
 def test_adapters_on_int4_weights():
     x, y = data()
     model = make_model()

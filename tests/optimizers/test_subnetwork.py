@@ -175,8 +175,8 @@ def test_half_precision_variables_are_scored_in_float32(dtype):
 
 def test_models_trained_in_turn_share_nothing():
     def trainer(seed):
-        runner = make(DPSDense(**SELECTING), COMPILED)
-        return runner, lambda step: runner.step(gradients(seed + step))
+        runner = make(DPSDense(**SELECTING), COMPILED, start()[:1])
+        return runner, lambda step: runner.step(gradients(seed + step)[:1])
 
     alone = []
     for seed in (0, 50):

@@ -87,24 +87,23 @@ def outcome(run):
     return None, messages, weights
 
 
-def assert_as_keras(make_ours, scenario):
-    """The same error or the same warnings; and, if it trains, finite weights."""
-    error, words, weights = outcome(lambda: scenario(make_ours()))
+def assert_as_keras(scenario):
+    """Each gives the same error or the same warnings; and, if it trains, finite weights."""
     expected_error, expected_words, expected_weights = outcome(
         lambda: scenario(keras.optimizers.AdamW(RATE))
     )
-    assert (error, words) == (expected_error, expected_words)
-    if weights is not None:
-        assert [one.shape for one in weights] == [one.shape for one in expected_weights]
-        assert all(np.isfinite(one).all() for one in weights)
-    return error
+    for name, make in OURS.items():
+        error, words, weights = outcome(lambda make=make: scenario(make()))
+        assert (error, words) == (expected_error, expected_words), name
+        if weights is not None:
+            assert [one.shape for one in weights] == [one.shape for one in expected_weights], name
+            assert all(np.isfinite(one).all() for one in weights), name
+    return expected_error
 
 
-@pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize("what", MODELS)
-def test_trains(what, name):
+def test_trains(what):
     error = assert_as_keras(
-        OURS[name],
         lambda optimizer: fit(compiled(optimizer, MODELS[what], run_eagerly=False), epochs=2),
     )
     assert error is None
@@ -118,41 +117,37 @@ def test_measuring_changes_nothing(what):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_a_model_without_trainable_variables(name):
+def test_a_model_without_trainable_variables():
     def scenario(optimizer):
         model = compiled(optimizer, lambda: [keras.layers.Dense(1, trainable=False)])
         return fit(model)
 
-    assert_as_keras(OURS[name], scenario)
+    assert_as_keras(scenario)
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_a_layer_frozen_after_the_first_fit(name):
+def test_a_layer_frozen_after_the_first_fit():
     def scenario(optimizer):
         model = fit(compiled(optimizer, lambda: [keras.layers.Dense(2), dense()]))
         model.layers[0].trainable = False
         model.train_function = None  # or nobody would notice
         return fit(model)
 
-    assert_as_keras(OURS[name], scenario)
+    assert_as_keras(scenario)
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_a_layer_added_after_the_first_fit(name):
+def test_a_layer_added_after_the_first_fit():
     def scenario(optimizer):
         model = fit(compiled(optimizer, lambda: [dense()]))
         model.add(keras.layers.Dense(1))
         model.compile(optimizer=optimizer, loss="mse", run_eagerly=BACKEND != "jax")
         return fit(model)
 
-    assert_as_keras(OURS[name], scenario)  # an error but on JAX, which goes by position
+    assert_as_keras(scenario)  # an error but on JAX, which goes by position
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_one_optimizer_for_two_models(name):
+def test_one_optimizer_for_two_models():
     def scenario(optimizer):
         fit(compiled(optimizer, lambda: [dense()]))
         return fit(compiled(optimizer, lambda: [dense()]))
 
-    assert_as_keras(OURS[name], scenario)  # an error but on JAX, which goes by position
+    assert_as_keras(scenario)  # an error but on JAX, which goes by position

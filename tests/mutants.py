@@ -1,0 +1,524 @@
+"""Faults put into the package one at a time: does the default run of the tests notice each?
+
+    python -m tests.mutants            all of them
+    python -m tests.mutants NAME ...   those whose name or file has NAME in it
+
+Each is tried on a copy of the repository. First run the test files that should notice; if all of
+them pass, the whole default run. It prints what was killed and what lived, and ends with 1 if one
+lived.
+"""
+
+import concurrent.futures
+import dataclasses
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).parents[1]
+TESTS_FAILED, NOTHING_FAILED = 1, 0  # pytest's exit statuses
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """One fault: in `file` of the package the text `old`, found once, becomes `new`."""
+
+    name: str  # and why it is a fault
+    file: str
+    old: str
+    new: str
+    tests: str  # the files that should notice, separated by spaces, below tests/
+
+
+MUTANTS = [
+    # The formula.
+    Mutant(
+        "the average keeps 1 - beta_3 of itself",
+        "sensitivity.py",
+        "start, end, share = average, value, 1.0 - beta_3",
+        "start, end, share = average, value, beta_3",
+        "test_sensitivity.py",
+    ),
+    Mutant(
+        "the bias is corrected for one step more",
+        "sensitivity.py",
+        "ops.expm1(ops.multiply(step, math.log(beta_3)))",
+        "ops.expm1(ops.multiply(step + 1.0, math.log(beta_3)))",
+        "test_sensitivity.py",
+    ),
+    Mutant(
+        "no epsilon in the numerator: a zero weight gets a scale of 0",
+        "sensitivity.py",
+        "ops.divide(ops.add(variation, epsilon), ",
+        "ops.divide(variation, ",
+        "test_sensitivity.py",
+    ),
+    Mutant(
+        "no epsilon in the denominator: a zero weight becomes NaN",
+        "sensitivity.py",
+        "ops.add(smoothed, epsilon))",
+        "smoothed)",
+        "test_sensitivity.py",
+    ),
+    Mutant(
+        "the variation keeps its sign: the learning rate can be negative",
+        "sensitivity.py",
+        "ops.abs(ops.subtract(value, smoothed))",
+        "ops.subtract(value, smoothed)",
+        "test_sensitivity.py",
+    ),
+    Mutant(
+        "the sensitivity keeps its sign",
+        "sensitivity.py",
+        "ops.abs(ops.multiply(weight, gradient))",
+        "ops.multiply(weight, gradient)",
+        "test_sensitivity.py",
+    ),
+    Mutant(
+        "a mean that has not begun takes its first value",
+        "sensitivity.py",
+        "ops.divide(ops.minimum(count, 1.0), ops.maximum(count, 1.0))",
+        "ops.divide(1.0, ops.maximum(count, 1.0))",
+        "test_sensitivity.py optimizers/test_twin.py",
+    ),
+    # The selection of DPS.
+    Mutant(
+        "fewer weights are kept than the share says",
+        "optimizers/dps/selection.py",
+        "math.ceil(size * (1 - _decimal(drop_rate)))",
+        "math.floor(size * (1 - _decimal(drop_rate)))",
+        "optimizers/test_selection.py",
+    ),
+    Mutant(
+        "the kept share in binary: 4 of 10 at a drop rate of 0.7",
+        "optimizers/dps/selection.py",
+        "math.ceil(size * (1 - _decimal(drop_rate)))",
+        "math.ceil(size * (1 - drop_rate))",
+        "optimizers/test_selection.py",
+    ),
+    Mutant(
+        "the threshold is that of one weight more",
+        "optimizers/dps/selection.py",
+        "ops.where(ops.greater_equal(reached, count), larger, found)",
+        "ops.where(ops.greater(reached, count), larger, found)",
+        "optimizers/test_selection.py",
+    ),
+    Mutant(
+        "the weights at the threshold are dropped",
+        "optimizers/dps/selection.py",
+        "ops.greater_equal(ops.view(scores",
+        "ops.greater(ops.view(scores",
+        "optimizers/test_selection.py",
+    ),
+    Mutant(
+        "stages of 50 steps do not punish frequency",
+        "optimizers/dps/selection.py",
+        "if stage_steps < _SHORTEST_PENALIZED_STAGE",
+        "if stage_steps <= _SHORTEST_PENALIZED_STAGE",
+        "optimizers/test_selection.py optimizers/test_mixing.py",
+    ),
+    Mutant(
+        "the mixture is not scaled up: its mean is not the weight",
+        "optimizers/dps/selection.py",
+        "ops.subtract(weight, ops.multiply(target, drop_rate)), 1.0 - drop_rate)",
+        "ops.subtract(weight, ops.multiply(target, drop_rate)), 1.0)",
+        "optimizers/test_selection.py optimizers/test_mixing.py",
+    ),
+    Mutant(
+        "the dropped columns are mixed in, not the kept ones",
+        "optimizers/dps/selection.py",
+        "ops.where(mask, moved, target)",
+        "ops.where(mask, target, moved)",
+        "optimizers/test_selection.py optimizers/test_mixing.py",
+    ),
+    Mutant(
+        "columns of Gemma's queries go by their heads",
+        "optimizers/dps/selection.py",
+        "if shape[0] >= shape[1] else (1, shape[1], 1)",
+        "if shape[0] >= shape[1] else (shape[0], 1, 1)",
+        "optimizers/test_selection.py",
+    ),
+    # Names, histograms, scores and pruning.
+    Mutant(
+        "of variables of one path only the last is left",
+        "paths.py",
+        'f"{name}#{seen[name]}" if seen[name] else name',
+        "name",
+        "analysis/test_measure.py optimizers/test_unusual_models.py",
+    ),
+    Mutant(
+        "one running sum over all elements, which loses digits",
+        "histograms.py",
+        "ops.sum(ops.sum(values, axis=0))",
+        "ops.sum(values)",
+        "test_histograms.py",
+    ),
+    Mutant(
+        "the smallest quantile is an empty bin",
+        "histograms.py",
+        "ranks = ops.maximum(ranks, 0.5)",
+        "ranks = ops.maximum(ranks, 0.0)",
+        "test_histograms.py",
+    ),
+    Mutant(
+        "the sample sees the same columns in every row",
+        "histograms.py",
+        "while math.gcd(step, size) > 1:",
+        "while False:",
+        "test_histograms.py",
+    ),
+    Mutant(
+        "the count to prune in binary: 10 of 150 at 0.07, which is 10.5",
+        "analysis/pruning.py",
+        "round(exact.Fraction(str(fraction)) * size)",
+        "round(fraction * size)",
+        "analysis/test_pruning.py",
+    ),
+    Mutant(
+        "all weights at the threshold are zeroed, more than were asked for",
+        "analysis/pruning.py",
+        "np.flatnonzero(values == threshold)[:missing]",
+        "np.flatnonzero(values == threshold)",
+        "analysis/test_pruning.py",
+    ),
+    Mutant(
+        "the scope of layers is that of the model",
+        "analysis/pruning.py",
+        'if scope == "layer":',
+        'if scope == "":',
+        "analysis/test_pruning.py",
+    ),
+    Mutant(
+        "float64 scores are rounded to float32 before they are ranked",
+        "analysis/scores.py",
+        'values.astype("float64" if values.dtype == "float64" else "float32", copy=False)',
+        'values.astype("float32", copy=False)',
+        "analysis/test_pruning.py",
+    ),
+    # Measuring.
+    Mutant(
+        "the mean over examples is one over batches",
+        "analysis/measure.py",
+        "_divide(ops.convert_to_numpy(value), measured)",
+        "_divide(ops.convert_to_numpy(value), read)",
+        "analysis/test_measure.py",
+    ),
+    Mutant(
+        "the model is measured with its dropout on",
+        "analysis/measure.py",
+        "predicted = model(x, training=False)",
+        "predicted = model(x, training=True)",
+        "analysis/test_measure.py",
+    ),
+    # Callbacks.
+    Mutant(
+        "batches are counted on over epochs: later ones are not looked at",
+        "callbacks/skipped_steps.py",
+        '''of each epoch."""
+        self._looked_at = 0''',
+        '''of each epoch."""''',
+        "optimizers/test_nonfinite.py",
+    ),
+    Mutant(
+        "one step more may be skipped than the limit",
+        "callbacks/skipped_steps.py",
+        "if skipped >= self.limit:",
+        "if skipped > self.limit:",
+        "optimizers/test_nonfinite.py",
+    ),
+    Mutant(
+        "after validation training goes on with the true weights",
+        "callbacks/true_weights.py",
+        '''if they were there."""
+        for optimizer in self._unmixed:
+            optimizer.mix()''',
+        '''if they were there."""''',
+        "callbacks/test_true_weights.py",
+    ),
+    # The guided step.
+    Mutant(
+        "the correction of the bias begins at step 2",
+        "optimizers/sage/guided.py",
+        "step = ops.cast(self.iterations + 1, value.dtype)",
+        "step = ops.cast(self.iterations + 2, value.dtype)",
+        "optimizers/test_base_equality.py optimizers/test_twin.py",
+    ),
+    Mutant(
+        "measuring scales the learning rate",
+        "optimizers/sage/guided.py",
+        "            if self.guide:\n                scale",
+        "            if True:\n                scale",
+        "optimizers/test_base_equality.py",
+    ),
+    Mutant(
+        "the first scale, which is the same for all weights, counts in the mean",
+        "optimizers/sage/guided.py",
+        "count = ops.cast(self.iterations, scale.dtype)",
+        "count = ops.cast(self.iterations + 1, scale.dtype)",
+        "optimizers/test_twin.py",
+    ),
+    Mutant(
+        "sparse gradients are clipped with duplicate rows apart",
+        "optimizers/sage/guided.py",
+        "            grads = self._dense(grads, variables)\n",
+        "            pass\n",
+        "optimizers/test_tensorflow.py",
+    ),
+    Mutant(
+        "what is excluded is guided",
+        "optimizers/base.py",
+        "            and not no\n",
+        "",
+        "optimizers/test_guided.py optimizers/test_properties.py",
+    ),
+    Mutant(
+        "the good steps are counted as skipped",
+        "optimizers/base.py",
+        "ops.cast(ops.logical_not(finite), self._skipped.dtype)",
+        "ops.cast(finite, self._skipped.dtype)",
+        "optimizers/test_nonfinite.py",
+    ),
+    Mutant(
+        "a skipped step is taken back in the slots, not in the weights",
+        "optimizers/base.py",
+        "variables = [*self._trainable_variables, *self.variables]",
+        "variables = [*self.variables]",
+        "optimizers/test_nonfinite.py",
+    ),
+    # DPS and Mixout.
+    Mutant(
+        "scores go on from one cycle to the next",
+        "optimizers/dps/subnetwork.py",
+        "ops.where(first, 0.0, so_far)",
+        "so_far",
+        "optimizers/test_subnetwork.py",
+    ),
+    Mutant(
+        "scores grow in stage II too",
+        "optimizers/dps/subnetwork.py",
+        "ops.where(self._in_stage_one(), total, so_far)",
+        "total",
+        "optimizers/test_subnetwork.py optimizers/test_mixing.py",
+    ),
+    Mutant(
+        "each micro-step of accumulation selects once more",
+        "optimizers/dps/subnetwork.py",
+        "ops.logical_and(updated, begins)",
+        "begins",
+        "optimizers/test_mixing.py optimizers/test_subnetwork.py",
+    ),
+    Mutant(
+        "the gradients of the dropped columns are clipped with the others",
+        "optimizers/dps/mixing.py",
+        "self._masked(gradient, index) if self._chosen[index] else gradient",
+        "gradient",
+        "optimizers/test_mixing.py",
+    ),
+    Mutant(
+        "the initial weights follow the weights",
+        "optimizers/dps/mixing.py",
+        "started = ops.greater(self.iterations, 0)",
+        "started = ops.greater(self.iterations, 1)",
+        "optimizers/test_mixing.py",
+    ),
+    Mutant(
+        "every step draws the same columns",
+        "optimizers/dps/mixing.py",
+        "self._draw(self._columns.shape, self.iterations)",
+        "self._draw(self._columns.shape, 0)",
+        "optimizers/test_mixing.py",
+    ),
+    Mutant(
+        "stage II mixes with the initial weights",
+        "optimizers/dps/subnetwork_mixing.py",
+        "ops.where(self._in_stage_one(), initial, start)",
+        "initial",
+        "optimizers/test_mixing.py",
+    ),
+    # Rates by layer.
+    Mutant(
+        "the last pattern that matches counts, not the first",
+        "arguments.py",
+        "next((value for pattern, value in values.items()",
+        "next((value for pattern, value in reversed(values.items())",
+        "optimizers/test_layerwise.py",
+    ),
+    Mutant(
+        "weight decay goes at the rate of the model",
+        "optimizers/layerwise/layerwise.py",
+        "                self._rate_multiplier = multiplier",
+        "                self._rate_multiplier = 1.0",
+        "optimizers/test_layerwise.py",
+    ),
+    Mutant(
+        "the embeddings have the rate of the first block",
+        "optimizers/layerwise/decay.py",
+        "decay ** (blocks + 1 - depth)",
+        "decay ** (blocks + 1 - max(depth, 1))",
+        "optimizers/test_layerwise.py",
+    ),
+    # Saved states.
+    Mutant(
+        "a state of another format is loaded",
+        "optimizers/saved_state.py",
+        'newer = description["format"] > FORMAT',
+        "newer = False",
+        "optimizers/test_saved_state.py",
+    ),
+    Mutant(
+        "a slot of another shape is loaded",
+        "optimizers/saved_state.py",
+        'elif saved["variables"][old][2] != shape:',
+        "elif False:",
+        "optimizers/test_mixing.py",
+    ),
+    Mutant(
+        "values that are not as they were saved are loaded",
+        "optimizers/saved_state.py",
+        'if description["format"] > 1 and checksum != _checksum(description, arrays):',
+        "if False:",
+        "optimizers/test_states.py",
+    ),
+    # Logs and reports.
+    Mutant(
+        "the optimizers of a log are those of its first report",
+        "analysis/log.py",
+        'optimizers=reports[-1]["optimizers"]',
+        'optimizers=reports[0]["optimizers"]',
+        "analysis/test_log.py",
+    ),
+    Mutant(
+        "of two reports of one step both are read",
+        "analysis/log.py",
+        'report["step"] < latest[-1]["step"]',
+        'report["step"] <= latest[-1]["step"]',
+        "analysis/test_log.py",
+    ),
+    Mutant(
+        "the report shows the first values of a run",
+        "analysis/report.py",
+        "series.figures.get(figure, [math.nan])[-1]",
+        "series.figures.get(figure, [math.nan])[0]",
+        "analysis/test_report.py",
+    ),
+    Mutant(
+        "redundant are the parameters under 2 % of the mean",
+        "analysis/summary.py",
+        "_REDUNDANT = 0.01",
+        "_REDUNDANT = 0.02",
+        "analysis/test_summary.py",
+    ),
+    Mutant(
+        "the logger's redundant share is that above the limit",
+        "callbacks/figures.py",
+        "redundant = [one < _REDUNDANT * means[0] for one in smoothed]",
+        "redundant = [one > _REDUNDANT * means[0] for one in smoothed]",
+        "callbacks/test_sensitivity_logger.py",
+    ),
+    # TensorFlow Hub.
+    Mutant(
+        "gradients are asked of integer outputs",
+        "hub.py",
+        "if output.dtype.is_floating]",
+        "]",
+        "test_hub.py",
+    ),
+]
+
+
+def apply(mutant, folder):
+    """Writes the fault into a copy of the package."""
+    path = folder / "sage_keras" / mutant.file
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+
+
+def check(mutants):
+    """Ends the program by the name of each mutant whose text or tests are not there."""
+    faults = []
+    for mutant in mutants:
+        path = ROOT / "sage_keras" / mutant.file
+        found = path.read_text(encoding="utf-8").count(mutant.old) if path.is_file() else 0
+        if found != 1:
+            faults.append(f"{mutant.name}: its text is in {mutant.file} {found} times")
+        missing = [one for one in mutant.tests.split() if not (ROOT / "tests" / one).is_file()]
+        if missing:
+            faults.append(f"{mutant.name}: there is no {', '.join(missing)}")
+    if faults:
+        sys.exit("\n".join(faults))
+
+
+def run_tests(folder, tests, *options):
+    """The exit status of pytest in `folder`, and the last lines that it printed."""
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", *options, *tests],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if run.returncode not in (NOTHING_FAILED, TESTS_FAILED):
+        raise RuntimeError(f"pytest could not run, status {run.returncode}:\n{run.stdout}")
+    return run.returncode, run.stdout
+
+
+def copy_repository(folder):
+    ignored = shutil.ignore_patterns(".git", ".venv*", "__pycache__", "dist", "site", ".hypothesis")
+    shutil.copytree(ROOT, folder, ignore=ignored, dirs_exist_ok=True)
+
+
+def check_without_a_fault(mutants):
+    """Ends the program unless the copy is what is tested, and its tests pass as it is."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name).resolve()
+        copy_repository(folder)
+        tests = {f"tests/{one}" for mutant in mutants for one in mutant.tests.split()}
+        (folder / "tests" / "test_copy.py").write_text(
+            "import pathlib, sage_keras\n"
+            "def test_the_copy_is_tested():\n"
+            f"    assert pathlib.Path(sage_keras.__file__).is_relative_to({str(folder)!r})\n"
+        )
+        status, printed = run_tests(folder, ["tests/test_copy.py", *sorted(tests)])
+        if status != NOTHING_FAILED:
+            sys.exit(f"The tests fail without a fault:\n{printed}")
+
+
+def try_mutant(mutant):
+    """The test that failed first, or None."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name).resolve()
+        copy_repository(folder)
+        apply(mutant, folder)
+        for tests in ([f"tests/{one}" for one in mutant.tests.split()], []):
+            status, printed = run_tests(folder, tests, *(["-n", "0"] if tests else []))
+            if status == TESTS_FAILED:
+                return re.search(r"^(?:FAILED|ERROR) (\S+)", printed, re.MULTILINE)[1]
+    return None
+
+
+def main(names):
+    mutants = [
+        one
+        for one in MUTANTS
+        if not names or any(name in one.name or name in one.file for name in names)
+    ]
+    check(mutants)
+    check_without_a_fault(mutants)
+    lived = 0
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for mutant, killer in zip(mutants, pool.map(try_mutant, mutants)):
+            lived += killer is None
+            outcome = "LIVED " if killer is None else "killed"
+            print(
+                f"{outcome} {mutant.file}: {mutant.name} ({killer or 'no test failed'})", flush=True
+            )
+    print(f"{len(mutants) - lived} of {len(mutants)} killed")
+    return 1 if lived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
