@@ -127,4 +127,4 @@ class SeededDPSMix(DPSMix):
             seed: Integer.
         """
         self.seed_state.assign([spread(seed), 0])
-        self._columns.assign(self._draw(self._columns.shape, spread(seed)))
+        self._kept.assign(self._draw(self._kept.shape, spread(seed)))

@@ -39,7 +39,9 @@ if TYPE_CHECKING:  # what the mixins are mixed into; none of them is an optimize
 else:
     _Optimizer = object
 
-_WRAPPERS = dict.fromkeys(("LossScaleOptimizer", "MultiOptimizer"), "wraps other optimizers. Pass yours to it instead")
+_WRAPPERS = dict.fromkeys(
+    ("LossScaleOptimizer", "MultiOptimizer"), "wraps other optimizers. Pass yours to it instead"
+)
 _Mixin = TypeVar("_Mixin")
 
 
