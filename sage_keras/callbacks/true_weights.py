@@ -15,23 +15,21 @@ class SwapTrueWeights(keras.callbacks.Callback):
 
     These optimizers leave mixed weights in the model, for the next training step. This callback
     exchanges them for the true ones after the last batch of each epoch, until the first batch of
-    the next: for validation, and for callbacks that save the model or remember its weights. It may
-    stand anywhere among them. Passed to `evaluate` or `predict` it does so for their time. After a
-    `fit` that did not end it leaves the true weights in the model there, or when the next begins.
+    the next: for validation, and for callbacks that save the model or remember its weights. Passed
+    to `evaluate` or `predict` it does so for their time. List it first, and that is all. In
+    another place it does the same, but for one case: an epoch without validation that ends before
+    Keras knows, since the number of its batches is unknown or a callback stops training. The
+    callbacks before this one then see the mixed weights at the end of that epoch.
 
-    What it does not reach:
+    It does not reach:
 
     - A `ModelCheckpoint` that saves in mid-epoch (`save_freq` is a number). Such a file holds the
       mixed weights, of which the optimizer warns, and in the optimizer's state the true ones: load
-      both and call `model.optimizer.unmix()`. With `save_weights_only=True` it does too.
-    - An epoch that ends before the batches do that Keras expects, since a callback sets
-      `stop_training` or the data run out. Without validation data, callbacks that are listed
-      before this one then see the mixed weights at the epoch's end: list it first.
-    - What comes after an exception or Ctrl-C in `fit`. Put `fit` into
-      `with optimizer.true_weights():`, or call `optimizer.unmix()`.
-
-    Where Keras does not know how many batches an epoch has, the weights are exchanged at each of
-    them, which takes time. `steps_per_epoch` tells it.
+      both and call `model.optimizer.unmix()`. With `save_weights_only=True` Keras saves that state
+      too.
+    - What follows an exception or Ctrl-C in `fit`. Put `fit` into
+      `with optimizer.true_weights():`, or call `optimizer.unmix()` after it. The next `fit`,
+      `evaluate` or `predict` with this callback begins with the true weights anyway.
 
     Example:
 
@@ -69,10 +67,9 @@ class SwapTrueWeights(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Puts the true weights into the model after the last batch of an epoch."""
-        if self._batches is not None and batch + 1 < self._batches:
-            return
-        # Keras calls a callback that is the only one beside the training: then there is no order.
-        if self._thread == threading.get_ident():
+        last = self._batches is not None and batch + 1 >= self._batches
+        # On JAX Keras calls a callback that is the only one in a thread: it need not be early.
+        if last and self._thread == threading.get_ident():
             self._unmix(self._optimizers())
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

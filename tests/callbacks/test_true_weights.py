@@ -203,3 +203,25 @@ def test_evaluation_and_prediction_between_steps_see_the_true_weights():
 def test_the_callback_asks_for_an_optimizer_that_mixes():
     with pytest.raises(ValueError, match=r"DPSMix.*Received: optimizer=<"):
         fit(compiled(keras.optimizers.SGD()))
+
+
+def multi(make_optimizer):
+    optimizers = {"kernel": make_optimizer(), "bias": make_optimizer()}
+    return keras.optimizers.MultiOptimizer(lambda one: optimizers[one.path.split("/")[-1]])
+
+
+def test_optimizers_that_are_known_after_the_first_step():
+    """As those of a MultiOptimizer that is made by a function are on TensorFlow."""
+    model = compiled(multi(mixout))
+    seen, true = [], []
+
+    def look(epoch, logs):
+        seen.append(model.get_weights())
+        true.append([to_numpy(one._true_weights[0]) for one in model.optimizer.optimizers])
+
+    fit(model, 2, [keras.callbacks.LambdaCallback(on_epoch_end=look)], validation_data=data())
+    for weights, expected in zip(seen, true):
+        assert_same(weights, expected)
+    assert not any(one.is_mixed for one in model.optimizer.optimizers)
+    with pytest.raises(ValueError, match=r"DPSMix.*Received: optimizer=<"):
+        fit(compiled(multi(keras.optimizers.SGD)))

@@ -311,16 +311,18 @@ def test_the_order_of_callbacks_does_not_matter(trained, name, validates, monkey
     assert len(mixes) == 2  # once an epoch, not once a batch
 
 
-@pytest.mark.parametrize("name", ["first", "last"])
-def test_an_epoch_of_unknown_length(trained, name):
+@pytest.mark.parametrize(("name", "validates"), [("first", False), ("last", True)])
+def test_an_epoch_of_unknown_length(trained, name, validates):
+    """Whose end Keras knows of when it has begun another batch."""
     trained.begin()
+    more = {"validation_data": data()} if validates else {}
     x, y = (array.reshape(BATCHES, 4, -1) for array in data())
     seen = []
     look = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: seen.append(trained.model.get_weights())
     )
     callbacks = ARRANGEMENTS[name](look, SwapTrueWeights())
-    trained.model.fit((one for one in zip(x, y)), callbacks=callbacks, verbose=0)
+    trained.model.fit((one for one in zip(x, y)), callbacks=callbacks, verbose=0, **more)
     assert_near(seen[0], trained.true[BATCHES])
 
 
