@@ -5,6 +5,8 @@ import contextlib
 import keras
 from keras import ops
 
+from sage_keras.annotations import Variable
+
 
 def to_dense(gradient):
     """A gradient as one dense tensor.
@@ -129,7 +131,7 @@ def check_strategy(optimizer):
             )
 
 
-def has_value(variable):
+def has_value(variable: Variable) -> bool:
     """Whether a variable can be read outside of a step.
 
     On JAX `fit` takes the values out of the variables, and a step deletes the arrays that it is

@@ -324,7 +324,7 @@ class VariableChoice(OptimizerMixin):
         **kwargs: Keyword arguments of the base optimizer, and `on_nonfinite`.
     """
 
-    _settings = ("include", "exclude")
+    _settings: ClassVar[tuple[str, ...]] = ("include", "exclude")
 
     def __init__(
         self, *args: Any, include: Patterns = None, exclude: Patterns = None, **kwargs: Any

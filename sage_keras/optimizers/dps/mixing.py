@@ -7,7 +7,7 @@ import random
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 from keras import ops
@@ -35,13 +35,14 @@ class WeightMixing(PartialTraining):
     mixed ones, ready for the next forward pass, and so the model needs no change. Decay, clipping,
     EMA and constraints see the true weights and masked gradients. This is what to mind:
 
-    - In `fit`, list `sage_keras.callbacks.SwapTrueWeights()` before any callback that saves. It
-      puts the true weights into the model for validation and at the end of every epoch. Without
-      it both see the mixed weights, of which the optimizer warns.
+    - In `fit`, list `sage_keras.callbacks.SwapTrueWeights()` first. It puts the true weights into
+      the model for validation and at the end of every epoch. Without it both see the mixed
+      weights, of which the optimizer warns, as it does when its state is saved beside them.
     - In a loop of your own, evaluate, save and set weights inside `with optimizer.true_weights():`.
       Weights that are set outside of it are lost at the next step.
     - When `fit` is over, the true weights are in the model. After an exception in it they are if
-      it stood inside `with optimizer.true_weights():`.
+      it stood inside `with optimizer.true_weights():`, or after `optimizer.unmix()`. No exception
+      loses them: `is_mixed` tells at any moment where they are.
     - The initial weights are those of the first step (`iterations` is 0), so that weights may be
       loaded after the optimizer was built. A saved optimizer brings its own.
     - The first step after the optimizer was built, or after `fit`, sees the true weights in its
@@ -90,7 +91,7 @@ class WeightMixing(PartialTraining):
     """
 
     _rank = 20
-    _settings = ("seed",)
+    _settings: ClassVar[tuple[str, ...]] = ("seed",)
 
     def __init__(self, *args: Any, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -109,10 +110,10 @@ class WeightMixing(PartialTraining):
             for name in ("true_weight", "initial_weight")
         )
         self._column_shapes = [
-            selection.column_shape(variable_path(variable), variable.shape) if chosen else None
+            selection.column_shape(variable_path(variable), variable.shape) if chosen else (0,)
             for variable, chosen in zip(variables, self._chosen)
         ]
-        sizes = [0 if shape is None else math.prod(shape) for shape in self._column_shapes]
+        sizes = [math.prod(shape) for shape in self._column_shapes]
         self._column_ends = list(itertools.accumulate(sizes))
         seed = spread(self.seed)
         self._seeds = StepSeeds(seed, self)

@@ -1,6 +1,6 @@
 """What the mixins share that train a part of each variable at a time."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from keras import ops
 
@@ -18,7 +18,7 @@ class PartialTraining(VariableChoice):
         **kwargs: Keyword arguments of the base optimizer, `include`, `exclude` and `on_nonfinite`.
     """
 
-    _settings = ("drop_rate",)
+    _settings: ClassVar[tuple[str, ...]] = ("drop_rate",)
 
     def __init__(self, *args: Any, drop_rate: float = 0.3, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -1,7 +1,7 @@
 """The mixin that makes a Keras optimizer train the subnetworks it selects (DPS Dense)."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from keras import ops
 
@@ -76,7 +76,7 @@ class SubnetworkSelection(PartialTraining):
     """
 
     _rank = 30
-    _settings = ("total_steps", "update_ratio", "stage_steps")
+    _settings: ClassVar[tuple[str, ...]] = ("total_steps", "update_ratio", "stage_steps")
 
     def __init__(
         self,
