@@ -6,12 +6,11 @@ lacks is what it tells apart.
 
 import math
 
-import keras
 from keras import ops
 
 from sage_keras import DPSMix, Sage
 from sage_keras.histograms import total
-from sage_keras.optimizers.dps.mixing import StepSeeds, spread
+from sage_keras.random_bits import chosen, random_bits
 
 
 class MeanScale(Sage):
@@ -58,8 +57,8 @@ class RandomScale(Sage):
         if self.built:
             return
         super().build(variables)
-        self._seeds = StepSeeds(0, self)
-        self.seed_state = self._seeds.state  # a variable of the optimizer: others need no tracing
+        # A variable of the optimizer: another seed needs no tracing.
+        self.seed_state = self.add_variable((), dtype="int32", name="seed")
 
     def reseed(self, seed):
         """Takes another series of offsets.
@@ -67,17 +66,18 @@ class RandomScale(Sage):
         Args:
             seed: Integer.
         """
-        self.seed_state.assign([spread(seed), 0])
+        self.seed_state.assign(seed)
 
     def _scale(self, variable, value, average):
         scale = super()._scale(variable, value, average)
         row = ops.reshape(scale, (-1,))
         size = row.shape[0]
-        # An offset for each variable and step. Every draw of a step follows from one seed.
-        uniform = keras.random.uniform((len(self._sensitivities),), seed=self._seeds)
-        offset = ops.cast(uniform[self._get_variable_index(variable)] * size, "int32")
+        # An offset for each variable and step.
+        bits = random_bits(self.seed_state, self.iterations, (len(self._sensitivities),))
+        bits = bits[self._get_variable_index(variable)]
+        offset = ops.mod(ops.bitwise_and(bits, 2**31 - 1), size)
         twice = ops.concatenate([row, row])
-        return ops.reshape(ops.slice(twice, [ops.minimum(offset, size - 1)], [size]), scale.shape)
+        return ops.reshape(ops.slice(twice, [offset], [size]), scale.shape)
 
 
 class FrozenScale(Sage):
@@ -114,11 +114,15 @@ class FrozenScale(Sage):
 class SeededDPSMix(DPSMix):
     """DPSMix whose seed can be set again, so that several runs share one compiled step."""
 
+    seed_state = None
+
     def build(self, variables):
         if self.built:
             return
         super().build(variables)
-        self.seed_state = self._seeds.state  # a variable of the optimizer: others need no tracing
+        # A variable of the optimizer: another seed needs no tracing.
+        self.seed_state = self.add_variable((), dtype="int32", name="seed")
+        self.reseed(0)
 
     def reseed(self, seed):
         """Takes another series of masks.
@@ -126,5 +130,10 @@ class SeededDPSMix(DPSMix):
         Args:
             seed: Integer.
         """
-        self.seed_state.assign([spread(seed), 0])
-        self._kept.assign(self._draw(self._kept.shape, spread(seed)))
+        self.seed_state.assign(seed)
+        self._columns.assign(self._draw(self._columns.shape, 0))
+
+    def _draw(self, shape, step):
+        seed = self.seed if self.seed_state is None else self.seed_state
+        bits = random_bits(seed, step, shape)
+        return ops.cast(chosen(bits, 1.0 - self.drop_rate), "float32")

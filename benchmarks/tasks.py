@@ -182,7 +182,7 @@ def _paired(texts):
 
 def load_reviews(length=48):
     """Movie snippets: 8,000 to draw training sentences from, and the other 1,173 to judge by."""
-    from common.text import movie_snippets
+    from common.datasets import movie_snippets
 
     data = movie_snippets(POOL, 9173 - POOL, seed=0)
     return Data(*(_tokenized(one, length) for one in (data.train, data.validation)))
@@ -190,7 +190,7 @@ def load_reviews(length=48):
 
 def load_glue(name, length, folder):
     """A GLUE task, from a folder of `name.split.tsv.gz` or, where that is `None`, from TFDS."""
-    from common.text import tfds_text
+    from common.datasets import tfds_text
 
     if folder is None:
         data = tfds_text(f"glue/{name}", None, *GLUE_SIZES[name])
@@ -204,7 +204,7 @@ def _tokenized(examples, length):
 
 
 def _read_tsv(path):
-    from common.text import Examples
+    from common.datasets import Examples
 
     with gzip.open(path, "rt", encoding="utf-8") as file:
         rows = [line.rstrip("\n").split("\t") for line in file][1:]
@@ -218,7 +218,7 @@ def _read_tsv(path):
 
 def load_digits():
     """5,000 handwritten digits: 4,000 to draw training examples from, 1,000 to judge by."""
-    from common.images import mnist_digits
+    from common.datasets import mnist_digits
 
     data = mnist_digits(4000, 1000, seed=0)
     return Data(
@@ -271,8 +271,8 @@ LENGTH, VOCABULARY = 20, 1000  # of the translation, in word pieces
 @functools.cache
 def _translations():
     """The strings of an interface in English and French that are short, and their tokenizer."""
-    from common.translations import interface_strings
-    from common.translator import Tokenizer
+    from common.datasets import interface_strings
+    from train_translation import Tokenizer
 
     data = interface_strings(None, 400, seed=0)
     tokenizer = Tokenizer([*data.train.sources, *data.train.targets], VOCABULARY)
@@ -298,7 +298,7 @@ def load_translation():
 
 def make_translator():
     """An encoder-decoder Transformer of two blocks each."""
-    from common.translator import Translator
+    from train_translation import Translator
 
     _, tokenizer = _translations()
     translator = Translator(tokenizer.vocabulary_size, LENGTH, width=64, depth=2, heads=4)

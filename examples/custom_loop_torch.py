@@ -1,14 +1,13 @@
-"""Trains with Sage in a PyTorch loop of one's own: `loss.backward()`, no `fit()`.
-
-python examples/custom_loop_torch.py
-"""
+"""Trains with Sage in a PyTorch loop of one's own: `loss.backward()`, no `fit()`."""
 
 import os
 
 os.environ["KERAS_BACKEND"] = "torch"  # before Keras is imported
 
+import keras
 import torch
-from common.digits import load_digits, make_classifier
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from sage_keras import Sage
 
@@ -16,25 +15,27 @@ EPOCHS, BATCH_SIZE = 20, 64
 
 
 def main():
-    train, validation = (map(torch.from_numpy, arrays) for arrays in load_digits())
-    train = torch.utils.data.TensorDataset(*train)
-    pixels, labels = validation
-    model = make_classifier()
+    digits = train_test_split(*load_digits(return_X_y=True), train_size=1408, random_state=0)
+    train_images, images, train_labels, labels = map(torch.from_numpy, digits)
+    train = torch.utils.data.TensorDataset(train_images.float() / 16, train_labels)  # from 0 to 1
+
+    keras.utils.set_random_seed(0)
+    dense, dropout = keras.layers.Dense, keras.layers.Dropout
+    model = keras.Sequential([keras.Input((64,)), dense(64, "relu"), dropout(0.1), dense(10)])
     optimizer = Sage(learning_rate=5e-3)
 
     for epoch in range(EPOCHS):
         total = 0.0
-        for images, digits in torch.utils.data.DataLoader(train, BATCH_SIZE, shuffle=True):
-            logits = model(images, training=True)
-            loss = torch.nn.functional.cross_entropy(logits, digits.long())
+        for batch, targets in torch.utils.data.DataLoader(train, BATCH_SIZE, shuffle=True):
+            loss = torch.nn.functional.cross_entropy(model(batch, training=True), targets)
             model.zero_grad()
             loss.backward()
             with torch.no_grad():
                 gradients = [weight.value.grad for weight in model.trainable_weights]
                 optimizer.apply(gradients, model.trainable_weights)
-            total += loss.item() * len(digits)
+            total += loss.item() * len(targets)
         with torch.no_grad():
-            predicted = model(pixels, training=False).argmax(dim=-1)
+            predicted = model(images.float() / 16, training=False).argmax(dim=-1)
         loss, accuracy = total / len(train), (predicted == labels).float().mean()
         print(f"epoch {epoch + 1}: loss {loss:.4f}, validation accuracy {accuracy:.4f}")
 

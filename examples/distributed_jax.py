@@ -23,9 +23,8 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import keras
 import numpy as np
-from common.digits import read_digits
-from common.failures import stop
-from common.options import make_parser, parse, positive_integer
+import sklearn.datasets
+from common import make_parser, parse, positive_integer, stop
 
 from sage_keras import Sage
 from sage_keras.callbacks import SensitivityLogger
@@ -153,7 +152,8 @@ class EpochsOfDigits(keras.utils.PyDataset):
 
 def load_digits():
     """Images to train on and to judge by, in whole batches on any number of devices."""
-    x, y = read_digits()
+    digits = sklearn.datasets.load_digits()
+    x, y = digits.data.astype("float32") / 16, digits.target.astype("int32")
     test = slice(TRAIN_SIZE, TRAIN_SIZE + TEST_SIZE)
     return (x[:TRAIN_SIZE], y[:TRAIN_SIZE]), (x[test], y[test])
 

@@ -22,15 +22,11 @@ import typing
 import keras
 import keras_hub
 import numpy as np
+from common import make_parser, parse, positive_integer, print_rows, stop
+from common.comparison import compile_classifier, recipe, save
+from common.datasets import Dataset, Examples, movie_snippets
 from common.downloads import UnavailableError
-from common.encoders import minilm_folder
-from common.failures import stop
-from common.fine_tuning import compiled_classifier, load_preprocessor, tokenize
-from common.options import make_parser, parse, positive_integer
-from common.plots import plot_seeds, save
-from common.tables import print_rows
-from common.text import Examples, TextData, movie_snippets
-from common.training import recipe
+from common.encoders import load_preprocessor, minilm_folder, text_classifier, tokenize
 from keras import ops
 from matplotlib.figure import Figure
 
@@ -57,12 +53,12 @@ class Task(typing.NamedTuple):
     Args:
         preset: String, the keras-hub preset.
         preprocessor: The keras-hub preprocessor of the preset.
-        data: A `TextData`.
+        data: A `Dataset` of `Examples`.
     """
 
     preset: str
     preprocessor: keras_hub.models.TextClassifierPreprocessor
-    data: TextData
+    data: Dataset
 
 
 def main(arguments=None):
@@ -164,8 +160,8 @@ def make_optimizer(arm, size, options):
 
 def train(optimizer, missing, task, runs):
     """Trains once for each missing run. The model is built and compiled for the first of them."""
-    class_count = len(task.data.class_names)
-    classifier = compiled_classifier(task.preset, class_count, optimizer, seed=0)
+    classifier = text_classifier(task.preset, len(task.data.class_names), seed=0)
+    compile_classifier(classifier, optimizer)
     optimizer.build(classifier.trainable_variables)
     start = Start(classifier)
     validation = tokenize(task.preprocessor, task.data.validation).batch(100)
@@ -177,11 +173,15 @@ def train(optimizer, missing, task, runs):
         examples = draw_examples(task.data.train, key["size"], key["seed"])
         in_order = all_epochs(examples, key["epochs"], key["batch_size"], key["seed"])
         batches = tokenize(task.preprocessor, in_order).batch(key["batch_size"])
-        classifier.fit(batches, shuffle=False, callbacks=callbacks)
-        figures = classifier.evaluate(validation, verbose=0, return_dict=True)
+        # Torch's dropout has no other seed, and `fit` draws from it before it begins to train.
+        reseed = keras.callbacks.LambdaCallback(
+            on_train_begin=lambda logs, seed=key["seed"]: keras.utils.set_random_seed(seed)
+        )
+        classifier.fit(batches, shuffle=False, callbacks=[reseed, *callbacks])
+        metrics = classifier.evaluate(validation, verbose=0, return_dict=True)
         seconds = time.perf_counter() - began
-        runs.add(key, {"accuracy": figures["accuracy"], "loss": figures["loss"], "s": seconds})
-        print(f"validation accuracy {figures['accuracy']:.4f}", flush=True)
+        runs.add(key, {"accuracy": metrics["accuracy"], "loss": metrics["loss"], "s": seconds})
+        print(f"validation accuracy {metrics['accuracy']:.4f}", flush=True)
 
 
 class Start:
@@ -241,9 +241,9 @@ def print_table(results, options):
     for (size, arm), runs in results.items():
         accuracies = [run["accuracy"] for run in runs]
         spread = f"{np.std(accuracies, ddof=1):.4f}" if len(runs) > 1 else "-"
-        figures = [f"{np.mean(accuracies):.4f}", spread, f"{np.min(accuracies):.4f}"]
+        cells = [f"{np.mean(accuracies):.4f}", spread, f"{np.min(accuracies):.4f}"]
         seconds = f"{np.median([run['s'] for run in runs]):.1f}"
-        rows.append([str(size), arm, f"{learning_rate(arm, options):g}", *figures, seconds])
+        rows.append([str(size), arm, f"{learning_rate(arm, options):g}", *cells, seconds])
     print_rows(rows)
 
 
@@ -274,6 +274,26 @@ def draw(results, path):
         axes.set_title(f"{size} sentences")
     panels[0].set_ylabel("validation accuracy")
     save(figure, path)
+
+
+def plot_seeds(axes, results):
+    """Draws every seed as a point, and the mean as a bar.
+
+    Args:
+        axes: Matplotlib axes.
+        results: Dict of label to a list of numbers, one for each seed.
+    """
+    for place, values in enumerate(results.values()):
+        shift = np.linspace(-0.12, 0.12, len(values)) if len(values) > 1 else [0.0]
+        axes.plot(place + np.array(shift), values, "o", color="black", alpha=0.6, markersize=5)
+        mean = np.mean(values)
+        axes.hlines(mean, place - 0.22, place + 0.22, color="black", linewidth=2)
+        axes.annotate(
+            f"{mean:.3f}", (place + 0.24, mean), va="center", fontsize="small", clip_on=False
+        )
+    axes.set_xticks(range(len(results)), list(results))
+    axes.set_xlim(-0.5, len(results) - 0.2)
+    axes.grid(axis="y", alpha=0.3)
 
 
 def parse_arguments(arguments):

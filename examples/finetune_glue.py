@@ -5,7 +5,7 @@
     python examples/finetune_glue.py --task stsb --preset bert_base_en --learning-rate 3e-5
 
 The tasks come from TensorFlow Datasets, which downloads them the first time. Each is judged by the
-figures of GLUE: Matthews' correlation for cola, accuracy and F1 for mrpc and qqp, the correlations
+metrics of GLUE: Matthews' correlation for cola, accuracy and F1 for mrpc and qqp, the correlations
 of Pearson and Spearman for stsb, which is a regression, and accuracy for the others. Both
 optimizers start from the same weights and see the same batches; with `--layer-decay` their rates
 fall from the head to the embeddings. The script prints one table and draws both validation curves
@@ -14,15 +14,18 @@ and the final sensitivities.
 
 import keras
 import numpy as np
-from common.comparison import draw
+from common import make_parser, parse, print_rows, ratio, stop
+from common.comparison import draw, recipe
+from common.datasets import tfds_text
 from common.downloads import UnavailableError
-from common.encoders import minilm_folder
-from common.failures import stop
-from common.fine_tuning import add_arguments, fit, load_preprocessor, text_classifier, tokenize
-from common.options import make_parser, parse, ratio
-from common.tables import print_rows
-from common.text import tfds_text
-from common.training import recipe
+from common.encoders import (
+    add_arguments,
+    fit,
+    load_preprocessor,
+    minilm_folder,
+    text_classifier,
+    tokenize,
+)
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 

@@ -17,22 +17,19 @@ import tempfile
 
 import keras
 import numpy as np
-from common.comparison import draw
+from common import make_parser, parse, positive_integer, print_rows, stop
+from common.comparison import compile_classifier, draw, recipe
+from common.datasets import movie_snippets
 from common.downloads import UnavailableError
-from common.encoders import minilm_folder
-from common.failures import stop
-from common.fine_tuning import (
+from common.encoders import (
     add_arguments,
     fit,
     load_preprocessor,
+    minilm_folder,
     print_reloaded,
     text_classifier,
     tokenize,
 )
-from common.options import make_parser, parse, positive_integer
-from common.tables import print_rows
-from common.text import movie_snippets
-from common.training import compile_classifier, recipe
 
 from sage_keras import TRANSFORMER_BLOCKS, Sage
 

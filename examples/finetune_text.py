@@ -10,21 +10,19 @@ loads it again, and lets it classify the sentences given with `--text`.
 """
 
 import keras
-from common.comparison import draw, print_accuracies
+from common import make_parser, parse, stop
+from common.comparison import compile_classifier, draw, print_accuracies, recipe
+from common.datasets import movie_snippets, tfds_text
 from common.downloads import UnavailableError
-from common.encoders import minilm_folder
-from common.failures import stop
-from common.fine_tuning import (
+from common.encoders import (
     add_arguments,
-    compiled_classifier,
     fit,
     load_preprocessor,
+    minilm_folder,
     print_reloaded,
+    text_classifier,
     tokenize,
 )
-from common.options import make_parser, parse
-from common.text import movie_snippets, tfds_text
-from common.training import recipe
 
 from sage_keras import TRANSFORMER_BLOCKS, Sage
 
@@ -98,8 +96,8 @@ def make_optimizers(options):
 def train(optimizer, preset, preprocessor, data, options):
     """Trains a classifier from the preset's weights; the seed makes all runs begin alike."""
     print(f"\n{optimizer.name}", flush=True)
-    class_count = len(data.class_names)
-    classifier = compiled_classifier(preset, class_count, optimizer, options.seed)
+    classifier = text_classifier(preset, len(data.class_names), options.seed)
+    compile_classifier(classifier, optimizer)
     training, validation = (tokenize(preprocessor, part) for part in (data.train, data.validation))
     return fit(classifier, training, validation, options)
 

@@ -16,16 +16,14 @@ sentences given with `--text`. It needs TensorFlow as Keras's backend.
 import socket
 
 import keras
+import keras_hub
 import numpy as np
 import tensorflow as tf
-from common.comparison import draw, print_accuracies
+from common import make_parser, parse, stop
+from common.comparison import compile_classifier, draw, print_accuracies, recipe
+from common.datasets import movie_snippets
 from common.downloads import UnavailableError
-from common.encoders import minilm_folder
-from common.failures import stop
-from common.fine_tuning import add_arguments, fit, print_reloaded
-from common.options import make_parser, parse
-from common.text import movie_snippets
-from common.training import compile_classifier, recipe
+from common.encoders import add_arguments, fit, minilm_folder, print_reloaded
 from keras import ops
 
 from sage_keras import Sage
@@ -76,13 +74,87 @@ def main(arguments=None):
 
 def use_minilm(options):
     """Exports a MiniLM, and makes the options name what was exported."""
-    from common.modules import export_modules
-
     folder = options.output.resolve() / "modules"
     print(f"Exporting a MiniLM into {folder}", flush=True)
     modules = export_modules(minilm_folder(), options.sequence_length, folder)
     options.preprocessor, options.handle = modules
     options.output_key = "pooled_output"
+
+
+def export_modules(preset, sequence_length, folder):
+    """Writes a text encoder as two SavedModels, as TensorFlow Hub has those of the BERT family.
+
+    The first makes a dict of token ids and masks of sentences. The second makes of that dict
+    another one with `"pooled_output"` and `"sequence_output"`, and can be trained further.
+
+    Args:
+        preset: String, a keras-hub preset or the folder of one.
+        sequence_length: Integer, the tokens kept of a sentence.
+        folder: A `pathlib.Path`, where the modules go.
+
+    Returns:
+        Two strings, the folders of the modules.
+    """
+    preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(
+        preset, sequence_length=sequence_length
+    )
+    backbone = keras_hub.models.Backbone.from_preset(preset)
+    modules = {
+        "preprocessor": tokenizing_module(preprocessor),
+        "encoder": trainable_module(backbone),
+    }
+    for name, module in modules.items():
+        tf.saved_model.save(module, str(folder / name))
+    return [str(folder / name) for name in modules]
+
+
+def tokenizing_module(preprocessor):
+    """A module that calls a keras-hub preprocessor on sentences."""
+    module = tf.train.Checkpoint()
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), "string")], autograph=False)
+    def call(sentences):
+        inputs = preprocessor(sentences)
+        return {name: tf.cast(tensor, "int32") for name, tensor in inputs.items()}
+
+    module.__call__ = call
+    return module
+
+
+def trainable_module(model):
+    """A reusable SavedModel of a functional Keras model: its variables keep their paths as names.
+
+    Args:
+        model: A functional Keras model.
+
+    Returns:
+        A trackable object that can be saved.
+    """
+
+    def copies(variables, trainable):
+        return [tf.Variable(v.value, trainable, name=v.path) for v in variables]
+
+    module = tf.train.Checkpoint()
+    module.trainable_variables = copies(model.trainable_variables, True)
+    others = copies(model.non_trainable_variables, False)
+    module.variables = [*module.trainable_variables, *others]
+
+    @tf.function(autograph=False)
+    def call(inputs, training=False):
+        outputs, updated = model.stateless_call(
+            module.trainable_variables, others, inputs, training=training
+        )
+        for variable, value in zip(others, updated):
+            variable.assign(value)
+        return outputs
+
+    specification = tf.nest.map_structure(
+        lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), model.input
+    )
+    for training in (False, True):
+        call.get_concrete_function(specification, training=training)
+    module.__call__ = call
+    return module
 
 
 def make_model(options):

@@ -14,6 +14,7 @@ saved where an epoch of Keras ends: `--save-every` says how many steps that is, 
 of the data.
 """
 
+import argparse
 import importlib.util
 import json
 import os
@@ -23,9 +24,8 @@ import shutil
 import h5py
 import keras
 import numpy as np
-from common.digits import load_digits
-from common.options import make_parser, parse, positive_integer
-from common.training import compile_classifier
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from sage_keras import DPSDense, DPSMix, Sage
 from sage_keras.analysis import read_log
@@ -38,9 +38,12 @@ QUICK = {"steps": 120}
 def main(arguments=None):
     options = parse_arguments(arguments)
     keras.utils.set_random_seed(options.seed)  # the initial weights, and the seeds of dropout
-    train_data, test_data = load_digits(train_size=1437)
+    images, labels = load_digits(return_X_y=True)
+    train_images, images, train_labels, labels = train_test_split(
+        images / 16, labels, train_size=1437, random_state=0
+    )
     model = make_model(make_optimizer(options))
-    batches = Batches(*train_data, options)
+    batches = Batches(train_images, train_labels, options)
 
     position = {}
 
@@ -66,7 +69,7 @@ def main(arguments=None):
         initial_epoch=int(model.optimizer.iterations) // options.save_every,
         epochs=options.steps // options.save_every,
         shuffle=False,  # `Batches` does it
-        validation_data=test_data,
+        validation_data=(images, labels),
         callbacks=[
             *([SwapTrueWeights()] if options.optimizer == "dps_mix" else []),
             checkpoints,
@@ -75,7 +78,7 @@ def main(arguments=None):
         ],
     )
     save_whole(model, options.output / "final.weights.h5")
-    print_results(model, test_data, position["start"], options)
+    print_results(model, (images, labels), position["start"], options)
 
 
 class Batches(keras.utils.PyDataset):
@@ -223,7 +226,11 @@ def make_model(optimizer):
         ],
         name="digits",
     )
-    compile_classifier(model, optimizer)
+    model.compile(
+        optimizer=optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
     return model
 
 
@@ -261,17 +268,25 @@ def print_results(model, test_data, start, options):
 
 
 def parse_arguments(arguments):
-    parser = make_parser(__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     add = parser.add_argument
     add("--way", choices=WAYS, default="file", help="how training is saved and resumed")
     add("--optimizer", choices=["sage", "dps_dense", "dps_mix"], default="sage")
-    add("--steps", type=positive_integer, default=880, help="of the whole training")
-    add("--save-every", type=positive_integer, default=40, help="steps from save to save")
-    add("--update-freq", type=positive_integer, default=10, help="steps from report to report")
-    add("--batch-size", type=positive_integer, default=32, help="examples in a step")
+    add("--steps", type=int, default=880, help="of the whole training")
+    add("--save-every", type=int, default=40, help="steps from save to save")
+    add("--update-freq", type=int, default=10, help="steps from report to report")
+    add("--batch-size", type=int, default=32, help="examples in a step")
     add("--seed", type=int, default=0, help="of the weights, dropout and the order of the data")
-    output, trial = "results/resume_training", "a trial run of few steps"
-    options = parse(parser, arguments, output, QUICK, trial)
+    add("--output", type=pathlib.Path, default="results/resume_training", help="where files go")
+    add("--quick", action="store_true", help="a trial run of few steps")
+    if parser.parse_args(arguments).quick:
+        parser.set_defaults(**QUICK)
+    options = parser.parse_args(arguments)
+    for name in ("steps", "save_every", "update_freq", "batch_size"):
+        if getattr(options, name) < 1:
+            parser.error(f"argument --{name.replace('_', '-')}: must be a whole number above 0")
     if options.steps % options.save_every:
         parser.error("argument --steps: must be a multiple of --save-every")
     backend = WAYS[options.way]

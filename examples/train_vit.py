@@ -16,13 +16,10 @@ import inspect
 import keras
 import keras_hub
 import tensorflow as tf
-from common.comparison import draw_runs, fit, print_accuracies
+from common import make_parser, parse, positive_integer, ratio, stop
+from common.comparison import compile_classifier, draw_runs, fit, print_accuracies, recipe, save
+from common.datasets import mnist_digits, tfds_images
 from common.downloads import UnavailableError
-from common.failures import stop
-from common.images import mnist_digits, tfds_images
-from common.options import make_parser, parse, positive_integer, ratio
-from common.plots import save
-from common.training import compile_classifier, recipe
 from keras import layers, ops
 from matplotlib.figure import Figure
 

@@ -10,13 +10,12 @@ prints a table of the trials, the best first, and draws their losses by learning
 
 import keras
 import keras_tuner
-from common.digits import load_digits
-from common.options import make_parser, parse, positive_integer
-from common.plots import save
-from common.tables import print_rows
-from common.training import compile_classifier
+from common import make_parser, parse, positive_integer, print_rows
+from common.comparison import compile_classifier, save
 from keras import layers
 from matplotlib.figure import Figure
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from sage_keras import Sage
 
@@ -25,7 +24,10 @@ QUICK = {"trials": 6, "epochs": 4}
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    training, validation = load_digits()
+    digits = load_digits()
+    train_images, images, train_labels, labels = train_test_split(
+        digits.data / 16, digits.target, train_size=1408, random_state=0
+    )
     tuner = keras_tuner.RandomSearch(
         lambda parameters: build_model(parameters, options.seed),
         objective="val_loss",
@@ -36,8 +38,9 @@ def main(arguments=None):
         overwrite=True,
     )
     tuner.search(
-        *training,
-        validation_data=validation,
+        train_images,
+        train_labels,
+        validation_data=(images, labels),
         epochs=options.epochs,
         batch_size=options.batch_size,
         verbose=options.verbose,
@@ -84,13 +87,8 @@ def print_table(trials):
         values = trial.hyperparameters.values
         beta_3 = f"{values['beta_3']:.3f}" if values["optimizer"] == "Sage" else "-"
         accuracy = trial.metrics.get_best_value("val_accuracy")
-        figures = [
-            f"{values['learning_rate']:.2e}",
-            beta_3,
-            f"{trial.score:.4f}",
-            f"{accuracy:.4f}",
-        ]
-        rows.append([values["optimizer"], *figures])
+        rate, loss = f"{values['learning_rate']:.2e}", f"{trial.score:.4f}"
+        rows.append([values["optimizer"], rate, beta_3, loss, f"{accuracy:.4f}"])
     print_rows(rows)
 
 

@@ -3,22 +3,25 @@
     python examples/watch_training.py
     python examples/watch_training.py --quick
 
-Both runs are watched with the same eyes: AdamW by `Sage(guide=False)`, which measures and leaves
-the training alone. Each run's `SensitivityLogger` reports every few steps. Afterwards the weights
-that matter least on training data are set to zero, more and more of them, and the validation data
-tell what that costs. Logs and a page about both runs, report.html, are under results/.
+Both runs are measured in the same way: AdamW by `Sage(guide=False)`, which measures and leaves the
+training alone. Each run's `SensitivityLogger` reports every few steps. Afterwards the weights that
+matter least on training data are set to zero, more and more of them, and the validation data show
+what that costs. Logs and a page about both runs, report.html, are under results/.
 """
 
 import re
 
+from common import make_parser, parse, positive_integer, print_rows, stop
+from common.comparison import compile_classifier, recipe
+from common.datasets import movie_snippets
 from common.downloads import UnavailableError
-from common.encoders import minilm_folder
-from common.failures import stop
-from common.fine_tuning import add_arguments, compiled_classifier, load_preprocessor, tokenize
-from common.options import make_parser, parse, positive_integer
-from common.tables import print_rows
-from common.text import movie_snippets
-from common.training import recipe
+from common.encoders import (
+    add_arguments,
+    load_preprocessor,
+    minilm_folder,
+    text_classifier,
+    tokenize,
+)
 
 from sage_keras import TRANSFORMER_BLOCKS, Sage, analysis
 from sage_keras.callbacks import SensitivityLogger
@@ -50,22 +53,10 @@ def main(arguments=None):
 
     logs, curves = {}, {}
     for name, optimizer in make_optimizers(options).items():
-        print(f"\n{name}", flush=True)
-        log_dir = options.output / name
-        remove_log(log_dir)
-        classifier = compiled_classifier(preset, len(data.class_names), optimizer, options.seed)
-        optimizer.build(classifier.trainable_variables)  # so TensorFlow traces the step only once
-        classifier.fit(
-            training.shuffle(options.train_size, seed=options.seed).batch(options.batch_size),
-            validation_data=validation,
-            epochs=options.epochs,
-            shuffle=False,  # the data set does it
-            callbacks=[
-                SensitivityLogger(log_dir, update_freq=options.update_freq, groups=name_sublayer)
-            ],
-        )
+        classifier = text_classifier(preset, len(data.class_names), options.seed)
+        compile_classifier(classifier, optimizer)
+        logs[name] = train(classifier, name, training, validation, options)
         analysis.summary(classifier)
-        logs[name] = analysis.read_log(log_dir)
         curves |= prune(classifier, name, training.batch(options.batch_size), validation)
 
     print_table(logs, curves)
@@ -88,6 +79,24 @@ def make_optimizers(options):
         "AdamW": make(options.learning_rate, guide=False),
         "Sage": make(options.sage_learning_rate, guide=True),
     }
+
+
+def train(classifier, name, training, validation, options):
+    """Trains a compiled classifier, and returns the log of it."""
+    print(f"\n{name}", flush=True)
+    log_dir = options.output / name
+    remove_log(log_dir)
+    # Now, so that TensorFlow traces the step only once.
+    classifier.optimizer.build(classifier.trainable_variables)
+    logger = SensitivityLogger(log_dir, update_freq=options.update_freq, groups=name_sublayer)
+    classifier.fit(
+        training.shuffle(options.train_size, seed=options.seed).batch(options.batch_size),
+        validation_data=validation,
+        epochs=options.epochs,
+        shuffle=False,  # the data set does it
+        callbacks=[logger],
+    )
+    return analysis.read_log(log_dir)
 
 
 def remove_log(log_dir):
@@ -130,9 +139,9 @@ def in_blocks(scores):
 def print_table(logs, curves):
     rows = [["run", "steps", "mean sensitivity", "redundant", "mean scale"]]
     for name, log in logs.items():
-        figures = {figure: values[-1] for figure, values in log.model.figures.items()}
-        share, scale = f"{figures['redundant_share']:.1%}", f"{figures['scale_mean']:.3f}"
-        rows.append([name, f"{log.steps[-1]}", f"{figures['mean']:.2e}", share, scale])
+        final = {key: values[-1] for key, values in log.model.figures.items()}
+        share, scale = f"{final['redundant_share']:.1%}", f"{final['scale_mean']:.3f}"
+        rows.append([name, f"{log.steps[-1]}", f"{final['mean']:.2e}", share, scale])
     print_rows(rows)
     rows = [["accuracy when pruned", *(f"{fraction:.0%}" for fraction in FRACTIONS)]]
     for name, curve in curves.items():

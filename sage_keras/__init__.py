@@ -9,6 +9,7 @@ from sage_keras.optimizers.layerwise.layerwise import LayerwiseAdamW, LayerwiseL
 from sage_keras.optimizers.patterns import TRANSFORMER_BLOCKS, TRANSFORMER_MATRICES
 from sage_keras.optimizers.sage.guided import SensitivityGuided, guided_optimizers
 from sage_keras.optimizers.sage.sage import Sage, SageAdam, SageAdamax, SageSGD
+from sage_keras.optimizers.saved_state import check_state_tree
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ __all__ = [
     "SubnetworkMixing",
     "SubnetworkSelection",
     "WeightMixing",
+    "check_state_tree",
     "guided_optimizers",
     "layerwise_decay",
 ]

@@ -4,30 +4,45 @@ import math
 import numbers
 import re
 import warnings
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from sage_keras.annotations import Patterns
 
 _PATHS_SHOWN = 8
+_Value = TypeVar("_Value")
 
 
-def number(argument, value, low, high, example, low_included=False):
+def number(
+    argument: str,
+    value: Any,
+    low: float,
+    high: float,
+    example: str,
+    low_included: bool = False,
+    high_included: bool = False,
+) -> float:
     """`value` as a float, if it is a number between `low` and `high`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if not _is_real(value):
         raise TypeError(
             f"Argument `{argument}` must be a float, such as {example}. "
             f"Received: {argument}={value!r} (of type {type(value).__name__})"
         )
     # A NaN is never between them.
-    if not (low < value < high or (low_included and low == value)):
-        bound = "at least" if low_included else "above"
+    inside = low < value < high
+    if not (inside or (low_included and low == value) or (high_included and high == value)):
+        lowest = f"at least {low:g}" if low_included else f"above {low:g}"
+        highest = f"at most {high:g}" if high_included else f"below {high:g}"
         raise ValueError(
-            f"Argument `{argument}` must be {bound} {low:g} and below {high:g}, such as {example}. "
+            f"Argument `{argument}` must be {lowest} and {highest}, such as {example}. "
             f"Received: {argument}={value!r}"
         )
     return float(value)
 
 
-def share(argument, value, example):
+def share(argument: str, value: Any, example: float) -> float:
     """`value` as a float, if it is a number from 0 to 1, both included."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+    if not _is_real(value) or not 0 <= value <= 1:
         raise ValueError(
             f"Argument `{argument}` must be a number from 0 to 1, such as {example}. "
             f"Received: {argument}={value!r}"
@@ -35,9 +50,9 @@ def share(argument, value, example):
     return float(value)
 
 
-def integer(argument, value, low, example):
-    """`value` as an int, if it is a whole number of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+def integer(argument: str, value: Any, low: int, example: int, high: float = math.inf) -> int:
+    """`value` as an int, if it is a whole number of at least `low` and at most `high`."""
+    if not _is_integer(value):
         raise TypeError(
             f"Argument `{argument}` must be an integer, such as {example}. "
             f"Received: {argument}={value!r} (of type {type(value).__name__})"
@@ -47,10 +62,15 @@ def integer(argument, value, low, example):
             f"Argument `{argument}` must be at least {low}, such as {example}. "
             f"Received: {argument}={value!r}"
         )
+    if value > high:
+        raise ValueError(
+            f"Argument `{argument}` must be at most {high}, such as {example}. "
+            f"Received: {argument}={value!r}"
+        )
     return int(value)
 
 
-def boolean(argument, value):
+def boolean(argument: str, value: Any) -> bool:
     """`value`, if it is True or False."""
     if not isinstance(value, bool):
         raise TypeError(
@@ -60,7 +80,7 @@ def boolean(argument, value):
     return value
 
 
-def optional_string(argument, value, example):
+def optional_string(argument: str, value: Any, example: str) -> str | None:
     """`value`, if it is None or a string."""
     if value is not None and not isinstance(value, str):
         raise TypeError(
@@ -70,7 +90,7 @@ def optional_string(argument, value, example):
     return value
 
 
-def patterns(argument, value):
+def patterns(argument: str, value: Any) -> tuple[str, ...] | None:
     """`value` as a tuple, if it is a list of regular expressions; None stays None."""
     if value is None:
         return None
@@ -89,7 +109,7 @@ def patterns(argument, value):
     return tuple(value)
 
 
-def factors(argument, value):
+def factors(argument: str, value: Any) -> dict[str, float]:
     """`value`, if it is a dict of regular expressions to finite numbers of at least 0."""
     wanted = f'a dict of regular expression to factor, such as {argument}={{"embedding": 0.1}}'
     if not isinstance(value, dict) or not all(isinstance(pattern, str) for pattern in value):
@@ -98,11 +118,7 @@ def factors(argument, value):
         raise ValueError(f"Argument `{argument}` must not be empty, but {wanted}.")
     for pattern, factor in value.items():
         _check_pattern(argument, pattern, value)
-        if (
-            isinstance(factor, bool)
-            or not isinstance(factor, numbers.Real)
-            or not 0 <= factor < math.inf
-        ):
+        if not _is_real(factor) or not 0 <= factor < math.inf:
             raise ValueError(
                 f"Argument `{argument}` must be {wanted}, with finite factors of at least 0. "
                 f"Received: {argument}={{{pattern!r}: {factor!r}}}"
@@ -110,11 +126,10 @@ def factors(argument, value):
     return {pattern: float(factor) for pattern, factor in value.items()}
 
 
-def probabilities(argument, value):
+def probabilities(argument: str, value: Any) -> tuple[float, ...]:
     """`value` as a tuple of floats, if it is a list of numbers from 0 to 1."""
     if not isinstance(value, (list, tuple)) or not all(
-        isinstance(one, numbers.Real) and not isinstance(one, bool) and 0 <= one <= 1
-        for one in value
+        _is_real(one) and 0 <= one <= 1 for one in value
     ):
         raise ValueError(
             f"Argument `{argument}` must be a list of numbers from 0 to 1, such as "
@@ -123,11 +138,11 @@ def probabilities(argument, value):
     return tuple(float(one) for one in value)
 
 
-def frequency(argument, value):
+def frequency(argument: str, value: Any) -> str | int:
     """`value`, if it is "epoch", "batch" or a number of batches."""
     if value in ("epoch", "batch"):
-        return value
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+        return str(value)
+    if not _is_integer(value) or value < 1:
         raise ValueError(
             f'Argument `{argument}` must be "epoch", "batch" or a whole number of batches above '
             f"0, such as 50. Received: {argument}={value!r}"
@@ -135,22 +150,24 @@ def frequency(argument, value):
     return int(value)
 
 
-def batches(frequency):
+def batches(frequency: str | int) -> float:
     """How many batches a frequency stands for: infinitely many for "epoch"."""
     if isinstance(frequency, int):
         return frequency
     return {"epoch": math.inf, "batch": 1}[frequency]
 
 
-def choice(argument, value, allowed):
+def choice(argument: str, value: Any, allowed: Sequence[str]) -> str:
     """`value`, if it is one of the `allowed` strings."""
     if value not in allowed:
         listed = " or ".join(f'"{one}"' for one in allowed)
         raise ValueError(f"Argument `{argument}` must be {listed}. Received: {argument}={value!r}")
-    return value
+    return str(value)
 
 
-def matches(argument, patterns, paths, default, strict=True):
+def matches(
+    argument: str, patterns: Patterns, paths: Sequence[str], default: bool, strict: bool = True
+) -> list[bool]:
     """Which paths some pattern is found in, as a list of booleans; `default` for no patterns.
 
     Patterns that are found in none are refused, or warned of if not `strict`.
@@ -168,7 +185,13 @@ def matches(argument, patterns, paths, default, strict=True):
     return matched
 
 
-def first_match(argument, values, paths, default, strict=True):
+def first_match(
+    argument: str,
+    values: dict[str, _Value],
+    paths: Sequence[str],
+    default: _Value,
+    strict: bool = True,
+) -> list[_Value]:
     """For each path the value of the first pattern that is found in it, else `default`.
 
     A pattern that is found in none is refused, or warned of if not `strict`.
@@ -187,20 +210,28 @@ def first_match(argument, values, paths, default, strict=True):
     ]
 
 
-def _refuse_or_warn(message, strict):
+def _refuse_or_warn(message: str, strict: bool) -> None:
     if strict:
         raise ValueError(message)
     warnings.warn(message, stacklevel=4)
 
 
-def listed(paths):
+def listed(paths: Sequence[str]) -> str:
     """The first paths, each on a line of its own, and how many more there are."""
     more = len(paths) - _PATHS_SHOWN
     rest = [f"and {more} more"] if more > 0 else []
     return "".join(f"\n  {line}" for line in [*paths[:_PATHS_SHOWN], *rest])
 
 
-def _check_pattern(argument, pattern, received):
+def _is_real(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _check_pattern(argument: str, pattern: str, received: object) -> None:
     try:
         re.compile(pattern)
     except re.error as error:

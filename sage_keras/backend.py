@@ -1,14 +1,16 @@
 """All that one backend needs and the others do not: Keras's own operations come first."""
 
 import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
-from sage_keras.annotations import Variable
+from sage_keras.annotations import Tensor, Variable
 
 
-def to_dense(gradient):
+def to_dense(gradient: Tensor) -> Tensor:
     """A gradient as one dense tensor.
 
     TensorFlow gives embeddings `tf.IndexedSlices`, in which a row that was looked up twice stands
@@ -22,7 +24,7 @@ def to_dense(gradient):
     return tf.convert_to_tensor(gradient)
 
 
-def cond(condition, then, otherwise):
+def cond(condition: Tensor, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
     """`ops.cond`, which JAX would compile anew at every call outside of a trace."""
     if keras.backend.backend() == "jax":
         import jax
@@ -32,7 +34,19 @@ def cond(condition, then, otherwise):
     return ops.cond(condition, then, otherwise)
 
 
-def compiled(function):
+def compiled_loop(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of tensors that runs `ops.while_loop`, which JAX would compile at every call.
+
+    Outside of a trace JAX compiles a loop for each new pair of condition and body. Under its `jit`
+    it does so once for each shape.
+    """
+    if keras.backend.backend() != "jax":
+        return function
+    jitted: Callable[..., Any] = compiled(function)
+    return jitted
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` of tensors, compiled where that makes it one call on the device.
 
     Keras compiles its own training steps only. On torch it stays as it is: there each operation
@@ -52,7 +66,7 @@ def compiled(function):
     return torch.no_grad()(function)
 
 
-def all_finite(gradients):
+def all_finite(gradients: Sequence[Tensor]) -> Tensor:
     """Whether no gradient holds an infinity or a not-a-number, on any replica.
 
     Args:
@@ -71,7 +85,7 @@ def all_finite(gradients):
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, bad) == 0
 
 
-def take_back(variables, before, finite):
+def take_back(variables: Sequence[Variable], before: Sequence[Tensor], finite: Tensor) -> None:
     """Gives the variables back the values they had, unless `finite`.
 
     Args:
@@ -85,10 +99,10 @@ def take_back(variables, before, finite):
         return
     import tensorflow as tf
 
-    def on_device(variable, value, finite):
+    def on_device(variable: Any, value: Any, finite: Any) -> None:
         variable.assign(tf.where(finite, variable, value))
 
-    def on_all_devices(distribution, variables, before, finite):
+    def on_all_devices(distribution: Any, variables: Any, before: Any, finite: Any) -> None:
         for variable, value in zip(variables, before):
             distribution.extended.update(variable, on_device, args=(value, finite), group=False)
 
@@ -97,7 +111,7 @@ def take_back(variables, before, finite):
     tf.distribute.get_replica_context().merge_call(on_all_devices, args=(native, before, finite))
 
 
-def _replicated():
+def _replicated() -> bool:
     """Whether this is one of several replicas of tf.distribute, which share their variables."""
     if keras.backend.backend() != "tensorflow":
         return False
@@ -106,7 +120,7 @@ def _replicated():
     return tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
 
 
-def check_strategy(optimizer):
+def check_strategy(optimizer: keras.optimizers.Optimizer) -> None:
     """Says in words what TensorFlow's strategies cannot do, of which Keras blames `merge_call`."""
     if keras.backend.backend() != "tensorflow":
         return
@@ -121,6 +135,8 @@ def check_strategy(optimizer):
         "ema_overwrite_frequency": "Leave it out, and use `keras.callbacks.SwapEMAWeights` to "
         "evaluate and save the averages",
     }
+    if hasattr(optimizer, "_backend_maybe_overwrite_model_variables"):  # Keras 3.16 can
+        del advice["ema_overwrite_frequency"]
     for argument, instead in advice.items():
         value = getattr(optimizer, argument)
         if value:
@@ -142,7 +158,7 @@ def has_value(variable: Variable) -> bool:
     return value is not None and not (deleted is not None and deleted())
 
 
-def replicated(tensor, variable):
+def replicated(tensor: Tensor, variable: Variable) -> Tensor:
     """A tensor of which every device has a copy, where Keras lays `variable` out over devices.
 
     Left to itself XLA may spread a small tensor, and then move whole variables to where that is.
@@ -154,7 +170,7 @@ def replicated(tensor, variable):
     return keras.distribution.distribute_tensor(tensor, whole)
 
 
-def slot_layout(variable, shape):
+def slot_layout(variable: Variable, shape: Sequence[int]) -> Any:
     """How to lay out, over devices, a slot that broadcasts to a variable: as the variable is."""
     layout = getattr(variable, "_layout", None)
     if tuple(shape) == tuple(variable.shape):
@@ -166,7 +182,7 @@ def slot_layout(variable, shape):
     return keras.distribution.TensorLayout(axes, layout.device_mesh)
 
 
-def on_device_of(optimizer, variable):
+def on_device_of(optimizer: keras.optimizers.Optimizer, variable: Variable) -> Any:
     """A scope that places a new slot with its variable, which only TensorFlow has to be told."""
     strategy = getattr(optimizer, "_distribution_strategy", None)
     if strategy is None:

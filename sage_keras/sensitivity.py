@@ -19,12 +19,18 @@ Reference:
     - [Liang et al., 2022](https://arxiv.org/abs/2202.02664)
 """
 
+import math
 from typing import Any
 
 import keras
 from keras import ops
 
 from sage_keras.annotations import Tensor
+from sage_keras.random_bits import random_bits
+
+# Of float32 a quarter of the largest: neither an average of such values overflows, nor its
+# correction, nor its rounding. The slots of float64 weights are in float32 too.
+_LARGEST = 2.0**126
 
 
 def compute_dtype(dtype: Any) -> str:
@@ -49,6 +55,9 @@ def compute_dtype(dtype: Any) -> str:
 def sensitivity(weight: Tensor, gradient: Tensor) -> Tensor:
     """The sensitivity `|weight * gradient|` of every element.
 
+    More than 2^126 counts as 2^126, so that neither the product nor its average overflows. What is
+    not a number stays so.
+
     Args:
         weight: Tensor, the weights at which the gradient was taken.
         gradient: Tensor of the same shape, the gradient of the loss.
@@ -62,11 +71,14 @@ def sensitivity(weight: Tensor, gradient: Tensor) -> Tensor:
     >>> ops.convert_to_numpy(sensitivity(ops.array([2.0, 0.0]), ops.array([-3.0, 5.0]))).tolist()
     [6.0, 0.0]
     """
-    return ops.abs(ops.multiply(weight, gradient))
+    return ops.minimum(ops.abs(ops.multiply(weight, gradient)), _LARGEST)
 
 
 def moving_average(average: Tensor, value: Tensor, beta_3: float) -> Tensor:
     """The next exponential moving average.
+
+    In float32 it is exact to 6e-8 / (1 - beta_3): where a value hardly changes the average any
+    more, the change is lost in its last bit.
 
     Args:
         average: Tensor, the average so far; zeros before the first step.
@@ -81,31 +93,44 @@ def moving_average(average: Tensor, value: Tensor, beta_3: float) -> Tensor:
     >>> float(moving_average(0.0, 8.0, beta_3=0.75))
     2.0
     """
-    return ops.add(ops.multiply(average, beta_3), ops.multiply(value, 1.0 - beta_3))
+    # From the larger share towards the smaller one, whose factor is exact in any precision.
+    start, end, share = average, value, 1.0 - beta_3
+    if beta_3 < 0.5:
+        start, end, share = value, average, beta_3
+    return ops.add(start, ops.multiply(ops.subtract(end, start), share))
 
 
-def as_stored(average: Tensor, dtype: str) -> Tensor:
-    """A moving average as a slot of `dtype` holds it, in its own dtype again.
+def as_stored(average: Tensor, dtype: str, seed: int, step: Tensor) -> Tensor:
+    """A moving average as a slot of `dtype` holds it.
+
+    To bfloat16 it is rounded up or down by chance, and the more likely to the nearer value, so that
+    the errors of many steps cancel. The chance is that of `random_bits`: a step that is made again
+    rounds as before.
 
     Args:
-        average: Tensor, non-negative.
+        average: Tensor, non-negative, of float32 or float64.
         dtype: String, the dtype of the slot.
+        seed: Integer, another one for each slot.
+        step: Integer or scalar tensor of integers, the number of updates so far.
 
     Returns:
-        `average`, rounded to bfloat16 if that is `dtype`, otherwise as it is.
+        `average` as it is, or in bfloat16 if that is `dtype`.
 
     Example:
 
     >>> from keras import ops
-    >>> float(as_stored(ops.array(1.01), "bfloat16"))
-    1.0078125
+    >>> stored = as_stored(ops.full((1000,), 1.002), "bfloat16", seed=0, step=0)
+    >>> sorted(set(ops.convert_to_numpy(ops.cast(stored, "float32")).tolist()))
+    [1.0, 1.0078125]
     """
     if dtype != "bfloat16":
         return average
-    # Through the bits: XLA takes a cast and its reverse for nothing, leaves both out, and then
-    # has to copy the old slot and the weights to read them beside the new ones.
-    bits = ops.cast(ops.view(ops.cast(average, dtype), "int16"), "int32")
-    return ops.cast(ops.view(ops.left_shift(bits, 16), "float32"), average.dtype)
+    # Of the bits bfloat16 has the upper 16: where the lower ones and a random number of 16 bits
+    # make more than that, one is carried.
+    bits = ops.view(ops.cast(average, "float32"), "int32")
+    noise = ops.bitwise_and(random_bits(seed, step, average.shape), 2**16 - 1)
+    carried = ops.where(ops.isfinite(average), ops.add(bits, noise), bits)
+    return ops.cast(ops.view(ops.bitwise_and(carried, -(2**16)), "float32"), dtype)
 
 
 def bias_corrected(average: Tensor, beta_3: float, step: Tensor) -> Tensor:
@@ -121,10 +146,12 @@ def bias_corrected(average: Tensor, beta_3: float, step: Tensor) -> Tensor:
 
     Example:
 
-    >>> float(bias_corrected(2.0, beta_3=0.75, step=1.0))
+    >>> round(float(bias_corrected(2.0, beta_3=0.75, step=1.0)), 5)
     8.0
     """
-    return ops.divide(average, ops.subtract(1.0, ops.power(beta_3, step)))
+    # In this form nothing is lost of a beta_3 near 1.
+    share = ops.negative(ops.expm1(ops.multiply(step, math.log(beta_3))))
+    return ops.divide(average, share)
 
 
 def learning_rate_scale(value: Tensor, smoothed: Tensor, epsilon: float = 1e-12) -> Tensor:
@@ -190,4 +217,5 @@ def last_value(average: Tensor, previous_average: Tensor, beta_3: float) -> Tens
     >>> float(last_value(moving_average(4.0, 8.0, beta_3=0.75), 4.0, beta_3=0.75))
     8.0
     """
-    return ops.divide(ops.subtract(average, ops.multiply(previous_average, beta_3)), 1.0 - beta_3)
+    change = ops.subtract(average, previous_average)
+    return ops.add(average, ops.multiply(change, beta_3 / (1.0 - beta_3)))

@@ -9,6 +9,18 @@ settings.register_profile("build_server", deadline=None, derandomize=True)
 settings.load_profile("build_server" if os.environ.get("CI") else "home")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--extended", action="store_true", help="run the slow tests too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--extended"):
+        return
+    extended = [item for item in items if item.get_closest_marker("extended")]
+    config.hook.pytest_deselected(items=extended)
+    items[:] = [item for item in items if not item.get_closest_marker("extended")]
+
+
 def pytest_ignore_collect(collection_path):
     # What tests share, or run in processes of their own, holds no tests of this process. Collected
     # for doctests it would be imported a second time, and its classes registered with Keras again.

@@ -79,7 +79,7 @@ def test_public_names_are_documented(name):
     problems = [*undocumented_arguments(value, text), *missing_sections(value, text)]
     if inspect.isclass(value):
         for attribute, member in vars(value).items():
-            if attribute.startswith("_") or not callable(member) or _is_hook(attribute, value):
+            if attribute.startswith("_") or not callable(member) or _is_hook(attribute):
                 continue
             text = inspect.getdoc(member) or ""
             found = [*undocumented_arguments(member, text), *missing_sections(member, text)]
@@ -87,9 +87,10 @@ def test_public_names_are_documented(name):
     assert not problems
 
 
-def _is_hook(attribute, value):
-    """Whether Keras documents it: what a callback's hook is, and gets."""
-    return issubclass(value, keras.callbacks.Callback) and attribute.startswith("on_")
+def _is_hook(attribute):
+    """Whether Keras documents it, and calls it: a method of the class that this one builds on."""
+    bases = (keras.callbacks.Callback, keras.optimizers.Optimizer, keras.layers.Layer)
+    return any(hasattr(base, attribute) for base in bases)
 
 
 def undocumented_arguments(value, text):

@@ -1,5 +1,6 @@
 """The measure: golden values, and the facts that follow from the formulas."""
 
+import keras
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +9,8 @@ from keras import ops
 from modes import to_numpy
 
 from sage_keras import sensitivity as measure
+from sage_keras.backend import compiled
+from sage_keras.random_bits import random_bits
 
 BETAS = st.floats(0.05, 0.99)
 STEPS = st.integers(1, 30)
@@ -115,6 +118,73 @@ def test_last_value_inverts_the_average(products, beta_3):
     found = to_numpy(measure.last_value(average, previous, beta_3))
     rounding = 1e-6 * np.maximum(previous, value) / (1 - beta_3)
     assert np.all(np.abs(found - value) <= rounding)
+
+
+def float32_error(beta_3, values):
+    """The largest relative error of the average in float32, after any step."""
+    average, exact, worst = np.zeros_like(values[0]), np.zeros(values[0].shape), 0.0
+    step = compiled(lambda average, value: measure.moving_average(average, value, beta_3))
+    for value in values:
+        average = step(ops.convert_to_tensor(average), ops.convert_to_tensor(value))
+        exact = beta_3 * exact + (1 - beta_3) * value.astype("float64")
+        worst = max(worst, np.max(np.abs(to_numpy(average) / exact - 1)))
+    return worst
+
+
+@pytest.mark.parametrize("beta_3", [0.001, 0.1, 0.5, 0.75, 0.9, 0.999])
+def test_average_is_as_exact_as_stated(beta_3):
+    random = np.random.default_rng(0)
+    steady = np.repeat(random.uniform(1, 2, (1, 200)), 300, axis=0).astype("float32")
+    noisy = np.abs(random.normal(size=(300, 200))).astype("float32")
+    # From large to small: what is left of the old average is most of the new one.
+    falling = (10.0 ** -np.arange(0, 20, 2.0)[:, None] * steady[:10]).astype("float32")
+    for values in (steady, noisy, falling):
+        assert float32_error(beta_3, values) <= max(6e-7, 6e-8 / (1 - beta_3))
+
+
+@pytest.mark.parametrize("beta_3", [0.001, 0.5, 0.75, 0.99, 0.999])
+@pytest.mark.parametrize("step", [1, 2, 30, 1000, 10**6])
+def test_correction_is_exact(beta_3, step):
+    found = measure.bias_corrected(1.0, beta_3, ops.convert_to_tensor(step, "float32"))
+    assert float(found) == pytest.approx(1 / (1 - beta_3**step), rel=5e-7)
+
+
+def test_rounding_to_bfloat16_is_that_of_the_bits():
+    """The same on every backend, compiled or not: up where the lower 16 bits carry."""
+    random = np.random.default_rng(0)
+    average = (random.uniform(1, 2, (40, 25)) * 10.0 ** random.uniform(-30, 30, (40, 25))).astype(
+        "float32"
+    )
+    noise = to_numpy(random_bits(3, 11, average.shape)).view("uint32") & np.uint32(0xFFFF)
+    expected = ((average.view("uint32") + noise) & np.uint32(0xFFFF0000)).view("float32")
+    store = lambda average, step: measure.as_stored(average, "bfloat16", 3, step)  # noqa: E731
+    for function in (store, compiled(store)):
+        stored = function(ops.convert_to_tensor(average), ops.convert_to_tensor(11, "int32"))
+        assert keras.backend.standardize_dtype(stored.dtype) == "bfloat16"
+        np.testing.assert_array_equal(to_numpy(ops.cast(stored, "float32")), expected)
+
+
+def test_rounding_keeps_what_is_no_number_and_what_bfloat16_has():
+    exact = np.float32([0.0, 1.0, 2.0**126, 2.0**-120, np.inf])
+    # All bits set, as a GPU has it: to add to them would give zero.
+    numbers = np.append(exact, np.array([0x7FFFFFFF, 0xFFC00000], "uint32").view("float32"))
+    for step in range(20):
+        stored = measure.as_stored(ops.convert_to_tensor(numbers), "bfloat16", 0, step)
+        found = to_numpy(ops.cast(stored, "float32"))
+        np.testing.assert_array_equal(found[:-2], exact)
+        assert np.all(np.isnan(found[-2:]))
+
+
+def test_sensitivity_ends_before_float32_does():
+    weight = np.float32([1e30, -1e38, 1e30, np.nan, 1.0, 2.0])
+    gradient = np.float32([1e10, 1e38, 1e-30, 1.0, np.nan, 3.0])
+    expected = np.float32([2.0**126, 2.0**126, 1.0, np.nan, np.nan, 6.0])
+    function = compiled(measure.sensitivity)
+    for found in (
+        measure.sensitivity(weight, gradient),
+        function(ops.convert_to_tensor(weight), ops.convert_to_tensor(gradient)),
+    ):
+        np.testing.assert_allclose(to_numpy(found), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])

@@ -1,17 +1,52 @@
-"""What the examples share that train one model with several optimizers, side by side."""
+"""One model trained with several optimizers, side by side: the recipe, the table, the picture."""
 
 import dataclasses
+import math
 import time
 
 import keras
 import numpy as np
 from keras import ops
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from common.plots import plot_sensitivity_histogram, plot_validation_curves, save
-from common.tables import print_rows
+from common import print_rows
 from sage_keras import guided_optimizers
 from sage_keras.callbacks import SensitivityLogger
+
+
+def recipe(options, learning_rate, train_size, weight_decay=0.01):
+    """The arguments that all optimizers have in common: warm-up and decay, clipping.
+
+    The learning rate rises over a tenth of the steps, and falls to 0 as a cosine.
+
+    Args:
+        options: What the command line said, with `epochs` and `batch_size`.
+        learning_rate: Float, the highest rate.
+        train_size: Integer, the number of examples of an epoch.
+        weight_decay: Float. Defaults to `0.01`.
+
+    Returns:
+        Dict of keyword arguments of an AdamW.
+    """
+    steps = options.epochs * math.ceil(train_size / options.batch_size)
+    warmup_steps = math.ceil(0.1 * steps)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0,
+        decay_steps=max(1, steps - warmup_steps),
+        warmup_target=learning_rate,
+        warmup_steps=warmup_steps,
+    )
+    return {"learning_rate": schedule, "weight_decay": weight_decay, "global_clipnorm": 1.0}
+
+
+def compile_classifier(model, optimizer):
+    """Makes a model whose outputs are logits ready for training."""
+    model.compile(
+        optimizer=optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+    )
 
 
 class EpochTimer(keras.callbacks.Callback):
@@ -118,3 +153,53 @@ def final_sensitivities(model):
             for variable in optimizer.guided_variables
         ]
     )
+
+
+def plot_validation_curves(axes, curves, metric="accuracy"):
+    """Draws the validation accuracy, or another metric, by epoch.
+
+    Args:
+        axes: Matplotlib axes.
+        curves: Dict of label to a list of values, one for each epoch.
+        metric: String, what they are. Defaults to `"accuracy"`.
+    """
+    for label, values in curves.items():
+        axes.plot(range(1, len(values) + 1), values, marker="o", label=label)
+    axes.set(title=f"Validation {metric}", xlabel="epoch", ylabel=metric)
+    axes.set_xlim(0.5, max(map(len, curves.values())) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def plot_sensitivity_histogram(axes, values):
+    """Draws how many parameters have which sensitivity, in logarithmic bins.
+
+    Parameters of no sensitivity have no place on that scale: they are counted in the title.
+
+    Args:
+        axes: Matplotlib axes.
+        values: Array of sensitivities, none of them negative.
+    """
+    positive = values[values > 0]
+    zeros = values.size - positive.size
+    title = f"Sensitivity of {values.size:,} parameters ({zeros:,} at zero)"
+    axes.set(title=title, xlabel="|weight x gradient|, averaged", ylabel="parameters")
+    if positive.size:
+        bins = np.logspace(np.log10(positive.min()), np.log10(positive.max()), 61)
+        axes.hist(positive, bins=bins)
+        axes.set_xscale("log")
+        axes.set_yscale("log")  # or the few insensitive ones could not be seen
+    axes.grid(alpha=0.3)
+
+
+def save(figure, path):
+    """Writes a picture, and says so.
+
+    Args:
+        figure: A Matplotlib figure.
+        path: A `pathlib.Path`, of which the folder is made where it is missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    print(f"Drew {path}")

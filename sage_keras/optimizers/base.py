@@ -10,11 +10,12 @@ the mixins of one class act one after the other, in the order of the bases:
     _begin_step(), _end_step(...)   what surrounds Keras's `apply`
     _before_clipping(grads, ...)    changes all gradients, before Keras scales and clips them
     _adjust(gradient, ...)          changes one variable's gradient and learning rate
-    _phrases(), _columns()          what `repr` and `summary` print
+    _phrases(), _summary_columns()  what `repr` and `summary` print
 """
 
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -95,7 +96,7 @@ class OptimizerMixin(_Optimizer):
         self._prepare(trained)
         self._names.note(variables, frozen, [self._var_key(variable) for variable in variables])
         super().build(trained)
-        self._skipped = None
+        self._skipped: Variable = None
         if self.on_nonfinite == "skip":
             self._skipped = self.add_variable(
                 shape=(), dtype="int", aggregation="only_first_replica", name="skipped_steps"
@@ -269,7 +270,7 @@ class OptimizerMixin(_Optimizer):
             return
         paths = list(self._names.shapes)
         columns = [
-            *([column.get(path, "") for path in paths] for column in self._columns()),
+            *([column.get(path, "") for path in paths] for column in self._summary_columns()),
             paths,
             [str(shape) for shape in self._names.shapes.values()],
         ]
@@ -278,9 +279,9 @@ class OptimizerMixin(_Optimizer):
             print_fn("  " + "  ".join(map(str.ljust, row, widths)).rstrip())
 
     def __repr__(self) -> str:
-        """Shows the arguments that are not the defaults, and what the mixins act on."""
+        """Shows what is not the default, long arguments cut, and what the mixins act on."""
         settings = ", ".join(
-            f"{name}={value!r}"
+            f"{name}={textwrap.shorten(repr(value), 100, placeholder='...')}"
             for name, value in self._own_settings().items()
             if value != _default(type(self), name)
         )
@@ -291,7 +292,7 @@ class OptimizerMixin(_Optimizer):
         """Hook: what `repr` says of the optimizer once it is built, such as "guides 2 of 4"."""
         return []
 
-    def _columns(self) -> list[dict[str, str]]:
+    def _summary_columns(self) -> list[dict[str, str]]:
         """Hook: columns of `summary`, each a dict of unique path to text."""
         return []
 
@@ -443,7 +444,9 @@ def _check_bases(cls: type[OptimizerMixin]) -> None:
 def _default(cls: type, name: str) -> Any:
     """The default of an argument of a class, as the first `__init__` that names it has it."""
     for one in cls.__mro__:
-        parameters = inspect.signature(one.__init__).parameters if "__init__" in vars(one) else {}
+        parameters = (
+            inspect.signature(vars(one)["__init__"]).parameters if "__init__" in vars(one) else {}
+        )
         if name in parameters:
             return parameters[name].default
     return inspect.Parameter.empty

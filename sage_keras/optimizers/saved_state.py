@@ -7,7 +7,7 @@ Keras saves the variables of an optimizer by position, without names. The descri
     settings    what was passed to the mixins, and to Keras where it decides which slots there are
     model       path and shape of each variable that the optimizer was built with, in order
     variables   [index into `model` or null, name, shape, dtype] of each variable of the optimizer
-    checksum    of all values
+    checksum    of all this and the values
 
 A state fits where the class and the slots of each variable are the same. It is loaded by name where
 other variables are trained by now (layers frozen, LoRA enabled), with a warning of what is left
@@ -18,7 +18,7 @@ import json
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -64,7 +64,7 @@ def describe(optimizer: Any) -> dict[str, Any]:
 
 def write(store: Any, description: dict[str, Any], arrays: Mapping[str, Any]) -> None:
     """Puts a description into the store of a saved state, whose values are `arrays`."""
-    description = description | {"checksum": _checksum(arrays)}
+    description = description | {"checksum": _checksum(description, arrays)}
     store[KEY] = np.frombuffer(json.dumps(description).encode(), dtype="uint8")
 
 
@@ -160,6 +160,8 @@ def match(saved: dict[str, Any], optimizer: Any, by_position: bool = False) -> d
             return {position: position for position in range(len(present["variables"]))}
         same = _match_variables(saved["model"], present["model"])
         positions, missing, left_out, fault = _match_slots(saved, present, same)
+        if present["model"] and not same:
+            fault = f"is of {saved['model'][0][0]} and so on, none of which is trained here"
         if by_position and fault is None and (missing or left_out):
             fault = f"has other variables than this optimizer: {', '.join(missing + left_out)}"
     if fault is not None:
@@ -175,7 +177,7 @@ def match(saved: dict[str, Any], optimizer: Any, by_position: bool = False) -> d
             )
         )
     if missing or left_out:
-        parts = [("begin from zero", missing), ("are left out of the file", left_out)]
+        parts = [("stay as they are", missing), ("are left out of the file", left_out)]
         _warn(
             f"The saved state of {present['optimizer']} is of other variables than are trained "
             "here. The others are loaded; "
@@ -193,7 +195,7 @@ def checkpoint_state(optimizer: Any) -> Any:
         return None
     import tensorflow as tf
 
-    class Description(tf.train.experimental.PythonState):  # type: ignore[misc]
+    class Description(tf.train.experimental.PythonState):
         def serialize(self) -> str:
             return json.dumps(describe(optimizer))
 
@@ -201,6 +203,52 @@ def checkpoint_state(optimizer: Any) -> Any:
             match(parse(text), optimizer, by_position=True)
 
     return Description()
+
+
+def check_state_tree(model: keras.Model, state_tree: Mapping[str, Any]) -> None:
+    """Refuses a state tree that is not of a model's optimizer, before it is set.
+
+    `model.set_state_tree`, and with it `keras.callbacks.OrbaxCheckpoint`, assigns what has the same
+    path and shape and leaves out the rest without a word. Call this before it. Give the optimizer a
+    `name` that is the same in each run: Keras numbers the names that it makes up.
+
+    Args:
+        model: A compiled `keras.Model` whose optimizer is built.
+        state_tree: Dict as `model.get_state_tree` returns it.
+
+    Raises:
+        ValueError: If the tree lacks a variable of the optimizer, holds another, or one of another
+            shape.
+
+    Example:
+
+    >>> import keras
+    >>> import sage_keras
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile(optimizer=sage_keras.Sage(name="sage"), loss="mse")
+    >>> model.optimizer.build(model.trainable_variables)
+    >>> state_tree = model.get_state_tree(value_format="numpy_array")
+    >>> sage_keras.check_state_tree(model, state_tree)
+    >>> model.set_state_tree(state_tree)
+    """
+    saved = {path: np.shape(value) for path, value in _leaves(state_tree["optimizer_variables"])}
+    present = {one.path: tuple(one.shape) for one in model.optimizer.variables}
+    if saved != present:
+        unlike = sorted(dict(saved.items() ^ present.items()))
+        raise ValueError(
+            f"Argument `state_tree` is not of this optimizer ({model.optimizer!r}): these variables"
+            f" are in one of both only, or of other shapes there: {', '.join(unlike[:8])}"
+            f"{' and others' if len(unlike) > 8 else ''}. Create the optimizer as it was when the "
+            "state was saved, with the same `name`, and build it."
+        )
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}/")
+        else:
+            yield prefix + name, value
 
 
 _DAMAGED = "The optimizer's saved state is damaged, and nothing of it was loaded"
@@ -226,15 +274,16 @@ def _check_arrays(description: dict[str, Any], arrays: dict[str, np.ndarray]) ->
     expected = {str(position): tuple(shape) for position, shape in enumerate(shapes)}
     if {key: array.shape for key, array in arrays.items()} != expected:
         raise ValueError(f"{_DAMAGED}: its values are not those that its description names.")
-    if "checksum" in description and description["checksum"] != _checksum(arrays):
+    checksum = description.pop("checksum", None)
+    if description["format"] > 1 and checksum != _checksum(description, arrays):
         raise ValueError(f"{_DAMAGED}: a value is not as it was saved.")
 
 
-def _checksum(arrays: Mapping[str, Any]) -> int:
-    checksum = 0
+def _checksum(description: dict[str, Any], arrays: Mapping[str, Any]) -> int:
+    checksum = zlib.crc32(json.dumps(description, sort_keys=True).encode())
     for key in sorted(arrays, key=int):
         array = np.ascontiguousarray(keras.ops.convert_to_numpy(arrays[key]))
-        checksum = zlib.crc32(array.reshape(-1).view("uint8"), checksum)
+        checksum = zlib.crc32(array.reshape(-1).view("uint8").data, checksum)
     return checksum
 
 

@@ -3,7 +3,6 @@ import pathlib
 import sys
 
 import keras
-import keras_hub
 import pytest
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
@@ -11,28 +10,6 @@ sys.path.insert(0, str(EXAMPLES))  # as it is for a script that is run from ther
 
 # An example about JAX sets this where nothing does; processes that tests start would be on JAX.
 os.environ["KERAS_BACKEND"] = keras.backend.backend()
-
-
-# Whole jobs that take half a minute or more each. They run on TensorFlow, which most users have;
-# that the same code trains on JAX and torch is what the other tests show, and these examples' own.
-WHOLE_JOBS = {
-    "test_finetune_dps.py",
-    "test_finetune_glue.py",
-    "test_finetune_lora.py",
-    "test_train_translation.py",
-    "test_train_vit.py",
-    "test_tune_with_keras_tuner.py",
-    "test_watch_training.py",
-}
-
-
-def pytest_collection_modifyitems(items):
-    if keras.backend.backend() == "tensorflow":
-        return
-    reason = "a whole job of half a minute, run on TensorFlow; finetune_text.py runs everywhere"
-    for item in items:
-        if item.path.name in WHOLE_JOBS:
-            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture
@@ -44,6 +21,8 @@ def examples():
 @pytest.fixture(scope="session")
 def tiny_preset(tmp_path_factory):
     """The folder of a BERT of one layer, to be read as any other preset."""
+    import keras_hub
+
     words = "[PAD] [UNK] [CLS] [SEP] [MASK] a dull bad fine good question sentence"
     tokenizer = keras_hub.models.BertTokenizer(vocabulary=words.split())
     keras.utils.set_random_seed(0)
@@ -62,3 +41,25 @@ def tiny_preset(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("preset") / "tiny")
     classifier.save_to_preset(folder)
     return folder
+
+
+@pytest.fixture
+def tiny_text(tiny_preset, monkeypatch):
+    """Puts the tiny preset and sentences of its words where an example has MiniLM and films."""
+    from example_runs import tiny_sentences
+
+    def use_in(example):
+        monkeypatch.setattr(example, "minilm_folder", lambda: tiny_preset)
+        monkeypatch.setattr(example, "movie_snippets", tiny_sentences)
+        return example
+
+    return use_in
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_compilation():
+    """JAX compiles these small models for seconds, and runs them for none."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.config.update("jax_disable_most_optimizations", True)

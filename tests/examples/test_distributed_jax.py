@@ -37,6 +37,7 @@ def read(folder):
     return json.loads((folder / "distributed_jax.json").read_text())
 
 
+@pytest.mark.extended
 def test_the_losses_are_the_same_however_many_devices_and_hosts(examples, tmp_path):
     finish(start(examples, tmp_path / "alone", 1))
     finish(start(examples, tmp_path / "spread", 4, "--model-devices", "2"))

@@ -6,15 +6,16 @@ import re
 import finetune_dps
 import numpy as np
 import pytest
-from example_runs import stopped
+from example_runs import stopped, whole_job
 from matplotlib.image import imread
 
+pytestmark = whole_job("torch")
 MADE_UP = [0.25, 0.75]
 
 
 def options_of(output, preset):
     arguments = ["--quick", "--preset", preset, "--output", str(output)]
-    return [*arguments, "--sizes", "40", "80", "--seeds", "2", "--update-ratio", "0.1"]
+    return [*arguments, "--sizes", "20", "40", "--seeds", "2", "--update-ratio", "0.2"]
 
 
 def run(arguments, capsys):
@@ -33,14 +34,14 @@ def test_finished_runs_are_kept_and_a_seed_reproduces(tmp_path, tiny_preset, cap
     options = finetune_dps.parse_arguments(arguments)
     runs = finetune_dps.Runs(tmp_path / "runs.jsonl")
     for arm in finetune_dps.ARMS:
-        for key, accuracy in zip(finetune_dps.keys(arm, 40, options), MADE_UP):
+        for key, accuracy in zip(finetune_dps.keys(arm, 20, options), MADE_UP):
             runs.add(key, {"accuracy": accuracy, "loss": 1.0, "s": 2.0})
     with open(tmp_path / "runs.jsonl", "a") as file:
         file.write('{"run": {"arm": "Ada')  # of a run that was killed
 
     table, path, trained = run(arguments, capsys)
-    assert list(table) == [(size, arm) for size in (40, 80) for arm in finetune_dps.ARMS]
-    assert trained == [(arm, "80", seed) for arm in finetune_dps.ARMS for seed in "01"]
+    assert list(table) == [(size, arm) for size in (20, 40) for arm in finetune_dps.ARMS]
+    assert trained == [(arm, "40", seed) for arm in finetune_dps.ARMS for seed in "01"]
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(lines) == 16
     for (size, arm), (rate, mean, deviation, worst, seconds) in table.items():
@@ -51,20 +52,20 @@ def test_finished_runs_are_kept_and_a_seed_reproduces(tmp_path, tiny_preset, cap
             if (line["run"]["size"], line["run"]["arm"]) == (size, arm)
         ]
         accuracies = [one["accuracy"] for one in found]
-        if size == 40:
+        if size == 20:
             assert accuracies == MADE_UP
             assert (mean, deviation, worst, seconds) == (0.5, 0.3536, 0.25, 2.0)
         assert all(0 <= one <= 1 for one in accuracies)
         assert mean == pytest.approx(np.mean(accuracies), abs=1e-4)
         assert worst == pytest.approx(min(accuracies), abs=1e-4)
         losses = [one["loss"] for one in found]
-        assert size == 40 or abs(losses[0] - losses[1]) > 1e-4  # seeds differ
+        assert size == 20 or abs(losses[0] - losses[1]) > 1e-4  # seeds differ
     assert imread(tmp_path / "finetune_dps.png").shape == (420, 780, 4)
 
     # The last run came after another on the same compiled model, and now is the first.
     path.write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]))
     _, _, trained = run(arguments, capsys)
-    assert trained == [("DPSMix", "80", "1")]
+    assert trained == [("DPSMix", "40", "1")]
     again = json.loads(path.read_text().splitlines()[-1])
     assert again["run"] == lines[-1]["run"]
     assert again["result"]["loss"] == pytest.approx(lines[-1]["result"]["loss"], rel=1e-6)

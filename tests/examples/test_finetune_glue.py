@@ -1,17 +1,18 @@
-"""The example as a whole job on GLUE's file formats, and its figures."""
+"""The example as a whole job on GLUE's file formats, and its metrics."""
 
 import finetune_glue
 import keras
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from common.fine_tuning import text_classifier
-from example_runs import parse_table, run_example, stopped
+from common.encoders import text_classifier
+from example_runs import parse_table, run_example, run_here, stopped, whole_job
 from glue_files import write_mrpc, write_stsb
 from matplotlib.image import imread
 
 from sage_keras import LayerwiseAdamW, LayerwiseLearningRate, Sage
 
+pytestmark = whole_job("jax")
 SUBJECTS = ["The cat", "My old neighbour", "A black dog", "The president", "Her little brother"]
 VERBS = [
     ("sleeps", "is asleep"),
@@ -56,6 +57,7 @@ def data_dir(tmp_path_factory):
     return str(folder)
 
 
+@pytest.mark.extended
 def test_quick_run_on_sentence_pairs(tmp_path, data_dir):
     output = run_example("finetune_glue.py", tmp_path, "--quick", "--data-dir", data_dir)
     table = parse_table(output)
@@ -71,15 +73,16 @@ def test_quick_run_on_sentence_pairs(tmp_path, data_dir):
 
 def test_scores_are_a_regression(tmp_path, data_dir, tiny_preset, capsys):
     arguments = ["--quick", "--task", "stsb", "--data-dir", data_dir, "--preset", tiny_preset]
-    arguments += ["--sequence-length", "10", "--epochs", "4", "--output", str(tmp_path)]
+    arguments += ["--sequence-length", "10", "--epochs", "4"]
     arguments += ["--learning-rate", "0.003", "--sage-learning-rate", "0.006"]
     arguments += ["--layer-decay", "0.9"]
-    finetune_glue.main(arguments)
-    table = parse_table(capsys.readouterr().out)
+    table = parse_table(run_here(finetune_glue, capsys, tmp_path, *arguments))
     columns = [*(f"Pearson {epoch}" for epoch in (1, 2, 3, 4)), "final Pearson", "final Spearman"]
     assert list(table["Sage"])[1:7] == columns
     assert all(float(row["final Pearson"]) > 0.9 for row in table.values())
-    assert (tmp_path / "finetune_glue_stsb.png").is_file()
+    assert table["AdamW"]["mean scale"] == "-"
+    assert 0.35 < float(table["Sage"]["mean scale"]) < 0.9
+    assert imread(tmp_path / "finetune_glue_stsb.png").shape == (450, 1200, 4)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("AdamW", LayerwiseAdamW), ("Sage", Sage)])
@@ -117,7 +120,7 @@ def test_decay_that_cannot_be_is_refused(capsys):
     assert "a built model with transformer blocks" in line
 
 
-def test_every_task_has_the_figures_of_glue():
+def test_every_task_has_the_metrics_of_glue():
     names = {task: list(metrics) for task, metrics in finetune_glue.TASKS.items()}
     assert {config.name for config in tfds.text.Glue.builder_configs.values()} >= set(names)
     assert names["cola"] == ["Matthews"]
@@ -126,7 +129,7 @@ def test_every_task_has_the_figures_of_glue():
     assert all(names[task] == ["accuracy"] for task in ("mnli", "qnli", "rte", "sst2", "wnli"))
 
 
-def test_figures_against_their_definitions():
+def test_metrics_against_their_definitions():
     labels, predictions = np.array([1, 1, 1, 0, 0, 1]), np.array([1, 1, 0, 1, 0, 1])
     true, false_positive, false_negative, rest = 3, 1, 1, 1
     f1 = finetune_glue.TASKS["mrpc"]["F1"](labels, predictions)

@@ -1,18 +1,28 @@
-"""The example as a whole job on real text, and its parts on small sets made here."""
+"""The example as a whole job on small sets made here and on real text, and its parts."""
 
 import re
 
 import finetune_text
 import keras
-import keras_hub
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from common.datasets import movie_snippets, tfds_text
 from common.downloads import UnavailableError
-from common.text import Examples, TextData, movie_snippets, tfds_text
-from example_runs import parse_table, run_example
+from common.encoders import load_preprocessor
+from example_runs import (
+    parse_table,
+    positive_probability,
+    reloaded_accuracy,
+    run_example,
+    run_here,
+    stopped,
+    tiny_sentences,
+    whole_job,
+)
 from matplotlib.image import imread
 
+pytestmark = whole_job("torch")
 ADJECTIVES = {"negative": ["dull", "bad"], "positive": ["fine", "good"]}
 
 
@@ -63,16 +73,7 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-def reloaded_accuracy(output):
-    return float(re.search(r"Loaded again, validation accuracy (\S+)", output)[1])
-
-
-def positive_probability(output, text):
-    pattern = rf"^(positive|negative) \((\d\.\d{{3}})\): {re.escape(text)}$"
-    label, probability = re.search(pattern, output, re.MULTILINE).groups()
-    return float(probability) if label == "positive" else 1 - float(probability)
-
-
+@pytest.mark.extended
 def test_quick_run_on_real_text(tmp_path):
     typed = ("A moving, funny and gorgeous film.", "A bad, boring, tedious and stupid movie.")
     texts = [argument for text in typed for argument in ("--text", text)]
@@ -92,17 +93,20 @@ def test_quick_run_on_real_text(tmp_path):
     assert positive_probability(output, typed[1]) < 0.5
 
 
-def test_own_preset_and_sentence_pairs_of_tfds(tmp_path, tiny_preset, data_dir):
+def test_own_preset_and_sentence_pairs_of_tfds(tmp_path, tiny_preset, data_dir, capsys):
     arguments = ["--preset", tiny_preset, "--dataset", "tiny_pairs", "--data-dir", data_dir]
     arguments += ["--sequence-length", "12", "--train-size", "192", "--validation-size", "64"]
     arguments += ["--learning-rate", "0.005", "--sage-learning-rate", "0.01", "--epochs", "4"]
     arguments += ["--batch-size", "8", "--text", "a question", "a good sentence"]
-    output = run_example("finetune_text.py", tmp_path, *arguments)
+    output = run_here(finetune_text, capsys, tmp_path, *arguments)
 
     table = parse_table(output)
     assert {row["final"] for row in table.values()} == {"1.0000"}
     assert list(table["Sage"])[:6] == ["optimizer", *(f"epoch {n}" for n in range(1, 5)), "final"]
     assert reloaded_accuracy(output) == 1.0
+    assert table["AdamW"]["mean scale"] == "-"
+    assert 0.35 < float(table["Sage"]["mean scale"]) < 0.9
+    assert imread(tmp_path / "finetune_text.png").shape == (450, 1200, 4)
     assert re.search(r"^positive \(\S+\): a question \| a good sentence$", output, re.M)
 
     model = keras.saving.load_model(tmp_path / "finetune_text.keras", compile=False)
@@ -158,13 +162,10 @@ def test_tfds_refuses_what_it_cannot_use(data_dir, tmp_path, monkeypatch):
 
 
 def test_runs_of_one_seed_begin_alike_and_see_the_same_batches(tiny_preset):
-    labels = np.arange(32) % 2
-    examples = Examples([f"a {ADJECTIVES[n][0]} sentence" for n in 16 * list(ADJECTIVES)], labels)
-    data = TextData(examples, examples, list(ADJECTIVES))
-    options = finetune_text.parse_arguments(["--train-size", "32", "--batch-size", "8"])
-    preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(
-        tiny_preset, sequence_length=6
-    )
+    data = tiny_sentences(16, 8)
+    arguments = ["--epochs", "1", "--train-size", "16", "--batch-size", "8"]
+    options = finetune_text.parse_arguments(arguments)
+    preprocessor = load_preprocessor(tiny_preset, 6)
     first, second = (
         finetune_text.train(
             finetune_text.make_optimizers(options)[0], tiny_preset, preprocessor, data, options
@@ -187,5 +188,8 @@ def test_refuses_bad_arguments(capsys):
     with pytest.raises(SystemExit):
         finetune_text.parse_arguments(["--epochs", "0"])
     assert "must be a whole number above 0. Received: 0" in capsys.readouterr().err
+    line = stopped(finetune_text, capsys, "--text", "one", "two")
+    assert "Argument --text must be followed by 1 quoted sentence(s)" in line
+    assert line.endswith("Received: ['one', 'two']")
     with pytest.raises(ValueError, match=r"--text must be followed by 2 .*Received: \['one'\]"):
         finetune_text.check_texts([["one"]], (["a"], ["b"]))

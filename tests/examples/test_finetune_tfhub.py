@@ -1,10 +1,17 @@
-"""The example as a whole job on real text, where it can run at all."""
+"""The example as a whole job, where it can run at all."""
 
 import re
 
 import finetune_tfhub
 import pytest
-from example_runs import parse_table, run_example, stopped
+from example_runs import (
+    parse_table,
+    positive_probability,
+    reloaded_accuracy,
+    run_example,
+    run_here,
+    stopped,
+)
 from matplotlib.image import imread
 from modes import BACKEND
 
@@ -12,6 +19,25 @@ tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="the exampl
 
 
 @tensorflow_only
+def test_tiny_module_is_trained_and_saved(tmp_path, tiny_text, capsys):
+    arguments = ["--train-size", "64", "--validation-size", "16", "--epochs", "3"]
+    arguments += ["--batch-size", "8", "--sequence-length", "8", "--learning-rate", "1e-2"]
+    arguments += ["--sage-learning-rate", "2e-2", "--text", "a good sentence"]
+    output = run_here(tiny_text(finetune_tfhub), capsys, tmp_path, *arguments)
+    table = parse_table(output)
+    assert list(table) == ["AdamW", "Sage"]
+    assert {row["final"] for row in table.values()} == {"1.0000"}
+    assert 0.3 < float(table["Sage"]["mean scale"]) < 0.95
+    # Three embeddings, three norms, six dense layers, and the pooled one.
+    for name in table:
+        assert f"{name} moved 23 of the 23 trainable weights of the module" in output
+    assert reloaded_accuracy(output) == 1.0
+    assert positive_probability(output, "a good sentence") > 0.5
+    assert imread(tmp_path / "finetune_tfhub.png").shape == (450, 1200, 4)
+
+
+@tensorflow_only
+@pytest.mark.extended
 def test_quick_run_on_real_text(tmp_path):
     text = "A moving, funny and gorgeous film."
     output = run_example("finetune_tfhub.py", tmp_path, "--quick", "--text", text)

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 import train_translation
-from common.translations import Translations, interface_strings, tfds_translations
-from common.translator import END, PAD, START, BeamSearch, Tokenizer, Translator
-from example_runs import parse_table, run_example, stopped
+from common.datasets import Translations, interface_strings, tfds_translations
+from example_runs import parse_table, run_here, stopped, whole_job
 from keras import ops
 from matplotlib.image import imread
+from train_translation import END, PAD, START, BeamSearch, Tokenizer, Translator
+
+pytestmark = whole_job("torch")
 
 
 class TinyTranslations(tfds.core.GeneratorBasedBuilder):
@@ -65,8 +67,9 @@ def log_probabilities(translator, source, target):
     return ops.convert_to_numpy(ops.log_softmax(logits))
 
 
-def test_quick_run_on_interface_strings(tmp_path):
-    output = run_example("train_translation.py", tmp_path, "--quick")
+def test_small_translators_learn_interface_strings(tmp_path, capsys):
+    arguments = ["--quick", "--train-size", "600", "--validation-size", "30", "--beams", "2"]
+    output = run_here(train_translation, capsys, tmp_path, *arguments, "--length", "12")
     table = parse_table(output)
     assert list(table) == ["AdamW", "Sage"]
     for row in table.values():

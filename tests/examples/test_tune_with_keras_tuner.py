@@ -5,14 +5,16 @@ import keras_tuner
 import numpy as np
 import pytest
 import tune_with_keras_tuner
-from example_runs import run_example
+from example_runs import run_here, whole_job
 from matplotlib.image import imread
 
 from sage_keras import Sage
 
+pytestmark = whole_job("jax")
 
-def test_quick_search(tmp_path):
-    output = run_example("tune_with_keras_tuner.py", tmp_path, "--quick", "--verbose", "0")
+
+def test_quick_search(tmp_path, capsys):
+    output = run_here(tune_with_keras_tuner, capsys, tmp_path, "--quick", "--verbose", "0")
     header, *rows = [
         line.split() for line in output.splitlines() if "e-0" in line or "beta" in line
     ]

@@ -111,7 +111,10 @@ def test_lowered_for_accelerators_it_is_elementwise(name, platform):
     exported = jax.export.export(jax.jit(step), platforms=[platform])(arrays, state, arrays)
     operations = set(re.findall(r"stablehlo\.(\w+)", exported.mlir_module()))
     elementwise = {"abs", "add", "convert", "divide", "maximum", "multiply", "power", "sqrt"}
-    elementwise |= {"subtract", "shift_left", "bitcast_convert"}
+    elementwise |= {"subtract", "minimum", "negate", "exponential_minus_one"}
+    if name == "Sage, bfloat16":  # the random bits that it is rounded by
+        elementwise |= {"and", "xor", "shift_right_arithmetic", "bitcast_convert", "iota"}
+        elementwise |= {"is_finite", "compare", "select", "reshape"}
     assert operations <= elementwise | {"constant", "broadcast_in_dim"}
 
 

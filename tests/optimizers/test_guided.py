@@ -20,10 +20,10 @@ def two_layers():
 
 # argument, value, what the message must say besides them
 BAD_ARGUMENTS = [
-    ("beta_3", 1.0, "below 1"),
+    ("beta_3", 1.0, "at most 0.999"),
     ("beta_3", 0.0, "above 0"),
     ("beta_3", -0.1, "above 0"),
-    ("beta_3", 1.5, "below 1"),
+    ("beta_3", 1.5, "at most 0.999"),
     ("beta_3", float("nan"), "such as 0.75"),
     ("beta_3", float("inf"), "such as 0.75"),
     ("beta_3", "0.9", "must be a float"),
@@ -159,7 +159,8 @@ def test_a_mixin_between_and_a_subclass_of_a_guided_class_are_accepted():
 
 @pytest.mark.parametrize("name", ["Sage", "SageAdam", "SageAdamax", "SageSGD"])
 def test_registered_name_and_defaults(name):
-    optimizer = keras.optimizers.get(f"sage_keras>{name}")
+    # The bare string is refused from Keras 3.16 on.
+    optimizer = keras.optimizers.get({"class_name": f"sage_keras>{name}", "config": {}})
     assert type(optimizer) is getattr(sage_keras, name)
     config = optimizer.get_config()
     base = type(optimizer).__bases__[-1]().get_config()
@@ -341,7 +342,7 @@ def test_scale_is_that_of_the_bfloat16_slot(mode):
     runner.step([gradient])
     (slot,) = optimizer.sensitivities.values()
     assert keras.backend.standardize_dtype(slot.dtype) == "bfloat16"
-    # A quarter of |weight * gradient|, to 8 bits: 0.2525, 0.25 and 0.0525.
+    # A quarter of |weight * gradient|, 0.2525, 0.25 and 0.0525, to 8 bits. Chance rounds down here.
     rounded = np.float32([0.251953125, 0.25, 0.052490234375])
     np.testing.assert_array_equal(to_numpy(slot).astype("float32"), rounded)
     scale = np.abs(weight * gradient - rounded) / rounded

@@ -1,15 +1,18 @@
 """The selection of subnetworks, tensor by tensor."""
 
 import fractions
+import logging
 
+import keras
 import keras_hub
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
-from modes import to_numpy
+from modes import BACKEND, to_numpy
 
+from sage_keras import DPSDense, DPSMix
 from sage_keras.optimizers.dps import selection
 
 few = settings(deadline=None, max_examples=60)
@@ -46,6 +49,59 @@ def test_exactly_the_best_are_kept_in_any_shape(shape):
     mask = to_numpy(selection.at_least(scores, selection.threshold(scores, count)))
     assert mask.shape == shape
     np.testing.assert_array_equal(mask, to_numpy(scores) > size - count)
+
+
+def compilations(caplog, steps):
+    """How many programs JAX compiles while it makes some eager steps."""
+    import jax
+
+    caplog.clear()
+    with caplog.at_level(logging.WARNING), jax.log_compiles():
+        steps()
+    return sum("XLA compilation" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="only JAX compiles what runs eagerly")
+@pytest.mark.parametrize("optimizer_class", [DPSDense, DPSMix])
+def test_eager_stages_compile_nothing_after_the_first(optimizer_class, caplog):
+    weights = [keras.Variable(np.ones(shape, "float32")) for shape in ((5, 3), (7,))]
+    optimizer = optimizer_class(0.1, stage_steps=1)
+    optimizer.build(weights)
+    gradients = [ops.ones(weight.shape) for weight in weights]
+
+    def steps(count):
+        return lambda: [optimizer.apply(gradients, weights) for _ in range(count)]
+
+    assert compilations(caplog, steps(4)) > 10
+    assert compilations(caplog, steps(20)) == 0
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.3, 0.999, 1e-6])
+def test_longest_stages(ratio):
+    most = selection.most_steps(ratio)
+    assert selection.steps_per_stage(most, ratio) <= 2**30 - 1
+    assert selection.steps_per_stage(most + 1, ratio) == 2**30
+
+
+@pytest.mark.parametrize("optimizer_class", [DPSDense, DPSMix])
+@pytest.mark.parametrize(
+    ("arguments", "largest"),
+    [
+        ({"stage_steps": 2**30}, 1073741823),
+        ({"total_steps": 10**12}, 21474836479),
+        ({"total_steps": 10**12, "update_ratio": 0.5}, 2147483647),
+    ],
+)
+def test_refuses_stages_beyond_int32(optimizer_class, arguments, largest):
+    name = next(iter(arguments))
+    with pytest.raises(
+        ValueError, match=rf"`{name}` must be at most {largest}, .*={arguments[name]}"
+    ):
+        optimizer_class(**arguments)
+    weight = keras.Variable(np.ones(3, "float32"))
+    optimizer = optimizer_class(**arguments | {name: largest})
+    optimizer.apply([ops.ones((3,))], [weight])
+    assert optimizer.stage == 1
 
 
 @few

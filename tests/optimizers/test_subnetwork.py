@@ -8,7 +8,13 @@ import twin_dps
 from bases import plain
 from modes import BACKEND, MODES, Runner, to_numpy
 
-from sage_keras import DPSDense, SensitivityGuided, SubnetworkSelection
+from sage_keras import (
+    DPSDense,
+    LayerwiseLearningRate,
+    SensitivityGuided,
+    SubnetworkMixing,
+    SubnetworkSelection,
+)
 
 LEARNING_RATE = float(np.float32(1e-2))
 STAGE_STEPS, CYCLES = 4, 3
@@ -376,6 +382,29 @@ def test_repr_and_summary_say_where_it_selects():
     assert "trains 2 of 4 variables in part" in repr(optimizer)
     optimizer.summary(print_fn=lines.append)
     assert [line.split()[0] for line in lines[2:]] == ["partial", "plain", "partial", "plain"]
+
+
+class Everything(LayerwiseLearningRate, SubnetworkMixing, SensitivityGuided, keras.optimizers.SGD):
+    pass
+
+
+def test_repr_and_summary_of_all_mixins_in_one_class():
+    rates = {"first": 0.0, "second": 0.5}
+    optimizer = Everything(
+        0.1, stage_steps=3, seed=1, beta_3=0.9, exclude=["bias"], learning_rate_multipliers=rates
+    )
+    names = ("first", "second_kernel", "second_bias")
+    optimizer.build([keras.Variable(np.ones((2, 3)), name=name) for name in names])
+    lines = []
+    optimizer.summary(print_fn=lines.append)
+    assert lines == [
+        f"<Everything(learning_rate_multipliers={rates}, seed=1, stage_steps=3, beta_3=0.9, "
+        "exclude=['bias']), trains 1 of 2 variables in part, guides 1 of 2 variables, "
+        "own rates for 2 and 1 frozen of 3 variables>",
+        "                   frozen  first          (2, 3)",
+        "  partial  guided  0.5     second_kernel  (2, 3)",
+        "  plain    plain   0.5     second_bias    (2, 3)",
+    ]
 
 
 def test_subnetwork_of_variables_that_are_not_its_own():

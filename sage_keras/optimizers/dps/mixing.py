@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import keras
 from keras import ops
 
 from sage_keras import arguments
@@ -18,6 +17,7 @@ from sage_keras.backend import has_value, replicated
 from sage_keras.optimizers.dps import selection
 from sage_keras.optimizers.dps.partial import PartialTraining
 from sage_keras.paths import variable_path
+from sage_keras.random_bits import chosen, random_bits
 from sage_keras.sensitivity import compute_dtype
 
 
@@ -115,12 +115,10 @@ class WeightMixing(PartialTraining):
         ]
         sizes = [math.prod(shape) for shape in self._column_shapes]
         self._column_ends = list(itertools.accumulate(sizes))
-        seed = spread(self.seed)
-        self._seeds = StepSeeds(seed, self)
         # The columns of all variables, one after the other: 1 for those that are kept.
-        self._kept = self.add_variable(
+        self._columns = self.add_variable(
             shape=(sum(sizes),),
-            initializer=lambda shape, dtype: self._draw(shape, seed),
+            initializer=lambda shape, dtype: self._draw(shape, 0),
             dtype="float32",
             aggregation="only_first_replica",
             name="columns",
@@ -148,7 +146,7 @@ class WeightMixing(PartialTraining):
         """Draws columns, and mixes the weights for the next forward pass."""
         super()._end_step(updated)
         # After a micro-step of gradient accumulation these are the same columns again.
-        self._kept.assign(self._draw(self._kept.shape, self._seeds))
+        self._columns.assign(self._draw(self._columns.shape, self.iterations))
         self._mix()
 
     def mix(self) -> None:
@@ -277,17 +275,15 @@ class WeightMixing(PartialTraining):
             )
         super().save_own_variables(store)
 
-    def _draw(self, shape, seed):
-        kept = ops.greater_equal(
-            keras.random.uniform(shape, dtype="float32", seed=seed), self.drop_rate
-        )
-        return ops.cast(kept, "float32")
+    def _draw(self, shape: tuple[int, ...], step: Tensor) -> Tensor:
+        bits = random_bits(self.seed, step, shape)
+        return ops.cast(chosen(bits, 1.0 - self.drop_rate), "float32")
 
     def _kept_columns(self, index: int) -> Tensor:
         """The columns of the coming step, as a float tensor that broadcasts to the variable."""
         shape, end = self._column_shapes[index], self._column_ends[index]
-        columns = ops.convert_to_tensor(self._kept)[end - math.prod(shape) : end]
-        return ops.reshape(replicated(columns, self._kept), shape)
+        columns = ops.convert_to_tensor(self._columns)[end - math.prod(shape) : end]
+        return ops.reshape(replicated(columns, self._columns), shape)
 
     def _mask(self, index: int) -> Tensor:
         return ops.cast(self._kept_columns(index), "bool")
@@ -310,23 +306,3 @@ class WeightMixing(PartialTraining):
 def _where(condition: Tensor, one: Variable, other: Variable) -> Tensor:
     """A new tensor always: variables must share no buffer on JAX, and torch's change in place."""
     return ops.where(condition, ops.convert_to_tensor(one), ops.convert_to_tensor(other))
-
-
-class StepSeeds(keras.random.SeedGenerator):
-    """A seed generator that counts the optimizer's updates instead of its own calls.
-
-    Masks follow from `iterations`, which is saved and which accumulation does not advance.
-    """
-
-    def __init__(self, seed, optimizer):
-        super().__init__(seed, name="step_seeds")
-        self._optimizer = optimizer
-
-    def next(self, ordered=True):
-        step = ops.cast(self._optimizer.iterations, self.state.dtype)
-        return ops.add(self.state, ops.stack([ops.zeros_like(step), step]))
-
-
-def spread(seed):
-    # On torch Keras adds the count to the seed: the runs of neighbouring seeds would share masks.
-    return seed * 2654435761 % 2**31

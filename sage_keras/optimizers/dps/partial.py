@@ -61,5 +61,5 @@ class PartialTraining(VariableChoice):
         partial = f"trains {sum(self._chosen)} of {len(self._chosen)} variables in part"
         return [partial, *super()._phrases()]
 
-    def _columns(self) -> list[dict[str, str]]:
-        return [self._chosen_marks("partial"), *super()._columns()]
+    def _summary_columns(self) -> list[dict[str, str]]:
+        return [self._chosen_marks("partial"), *super()._summary_columns()]

@@ -20,16 +20,22 @@ Reference:
 import fractions
 import math
 import re
+from collections.abc import Sequence
 
 from keras import ops
 
+from sage_keras.annotations import Tensor
+from sage_keras.backend import compiled_loop
+
+# Twice as many updates, a cycle of two stages, are still counted in int32.
+LONGEST_STAGE = 2**30 - 1
 # The authors punish frequency only where a stage is long enough to tell columns apart.
 _SHORTEST_PENALIZED_STAGE = 50
 # EinsumDense kernels that project to (heads, head size). The authors' have the heads in one axis.
 _SPLIT_INTO_HEADS = r"(?:query|key|value)[^/]*/kernel$"
 
 
-def steps_per_stage(total_steps, update_ratio):
+def steps_per_stage(total_steps: int, update_ratio: float) -> int:
     """How many updates a stage has.
 
     Args:
@@ -48,7 +54,24 @@ def steps_per_stage(total_steps, update_ratio):
     return math.floor(total_steps * _decimal(update_ratio))
 
 
-def kept_count(size, drop_rate):
+def most_steps(update_ratio: float) -> int:
+    """The largest number of updates of a training whose stages are not longer than `LONGEST_STAGE`.
+
+    Args:
+        update_ratio: Float in (0, 1), the share of the updates that a stage has.
+
+    Returns:
+        Integer.
+
+    Example:
+
+    >>> steps_per_stage(most_steps(0.05), 0.05) == LONGEST_STAGE
+    True
+    """
+    return math.ceil((LONGEST_STAGE + 1) / _decimal(update_ratio)) - 1
+
+
+def kept_count(size: int, drop_rate: float) -> int:
     """How many of `size` weights are kept.
 
     Args:
@@ -67,7 +90,7 @@ def kept_count(size, drop_rate):
     return math.ceil(size * (1 - _decimal(drop_rate)))
 
 
-def threshold(scores, count):
+def threshold(scores: Tensor, count: int) -> Tensor:
     """The `count`-th largest score, as the bits of a float32.
 
     Non-negative floats are ordered as the integers that their bits spell, so 31 counts find the
@@ -87,19 +110,22 @@ def threshold(scores, count):
     >>> float(ops.view(bits, "float32"))
     2.0
     """
-    bits = ops.view(scores, "int32")
+    return _threshold(ops.view(scores, "int32"), ops.convert_to_tensor(count, "int32"))
 
-    def try_bit(found, bit):
+
+@compiled_loop
+def _threshold(bits: Tensor, count: Tensor) -> Tensor:
+    def try_bit(found: Tensor, bit: Tensor) -> tuple[Tensor, Tensor]:
         larger = ops.add(found, bit)
-        enough = ops.sum(ops.cast(ops.greater_equal(bits, larger), "int32")) >= count
-        return ops.where(enough, larger, found), ops.floor_divide(bit, 2)
+        reached = ops.sum(ops.cast(ops.greater_equal(bits, larger), "int32"))
+        return ops.where(ops.greater_equal(reached, count), larger, found), ops.floor_divide(bit, 2)
 
     start = (ops.convert_to_tensor(0, "int32"), ops.convert_to_tensor(1 << 30, "int32"))
     found, _ = ops.while_loop(lambda found, bit: ops.greater(bit, 0), try_bit, start)
     return found
 
 
-def at_least(scores, threshold):
+def at_least(scores: Tensor, threshold: Tensor) -> Tensor:
     """Which scores reach a threshold.
 
     They are compared bit by bit, as they were when the threshold was taken; as floats, backends
@@ -122,7 +148,7 @@ def at_least(scores, threshold):
     return ops.greater_equal(ops.view(scores, "int32"), threshold)
 
 
-def frequency_factor(frequencies, stage_steps):
+def frequency_factor(frequencies: Tensor, stage_steps: int) -> Tensor:
     """What turns accumulated squared gradients into the score of Mix.
 
     It divides by how often a column was drawn, and in stages of 50 updates or more favours those
@@ -147,7 +173,7 @@ def frequency_factor(frequencies, stage_steps):
     return ops.multiply(factor, ops.exp(ops.divide(frequencies, -float(stage_steps))))
 
 
-def mixed(weight, target, mask, drop_rate):
+def mixed(weight: Tensor, target: Tensor, mask: Tensor, drop_rate: float) -> Tensor:
     """The mixture of weights and target that a training step of Mix runs on.
 
     Where the mask is true a weight is moved away from the target, so that the mean over masks is
@@ -175,7 +201,7 @@ def mixed(weight, target, mask, drop_rate):
     return ops.where(mask, moved, target)
 
 
-def column_shape(path, shape):
+def column_shape(path: str, shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of a mask that has one element for each column.
 
     A column is what one input of a layer is multiplied by: all of a weight matrix's weights that
@@ -211,5 +237,5 @@ def column_shape(path, shape):
     return (*shape[:-1], 1)
 
 
-def _decimal(number):
+def _decimal(number: float) -> fractions.Fraction:
     return fractions.Fraction(str(number))

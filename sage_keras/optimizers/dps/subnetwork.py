@@ -97,9 +97,14 @@ class SubnetworkSelection(PartialTraining):
             )
         if total_steps is None:
             self.total_steps = None
-            self.stage_steps = arguments.integer("stage_steps", stage_steps, low=1, example=50)
+            self.stage_steps = arguments.integer(
+                "stage_steps", stage_steps, low=1, example=50, high=selection.LONGEST_STAGE
+            )
         else:
-            self.total_steps = arguments.integer("total_steps", total_steps, low=1, example=1000)
+            most = selection.most_steps(self.update_ratio)
+            self.total_steps = arguments.integer(
+                "total_steps", total_steps, low=1, example=1000, high=most
+            )
             self.stage_steps = selection.steps_per_stage(self.total_steps, self.update_ratio)
         if self.stage_steps == 0:
             raise ValueError(
@@ -147,25 +152,25 @@ class SubnetworkSelection(PartialTraining):
             settings["stage_steps"] = None
         return settings
 
-    def _step_of_cycle(self):
+    def _step_of_cycle(self) -> Tensor:
         """The place of the coming step in its cycle, from 0 on."""
         return ops.mod(self.iterations, 2 * self.stage_steps)
 
-    def _in_stage_one(self):
+    def _in_stage_one(self) -> Tensor:
         return ops.less(self._step_of_cycle(), self.stage_steps)
 
-    def _accumulate(self, slot, value):
+    def _accumulate(self, slot: Variable, value: Tensor) -> None:
         """Adds to a slot in stage I, at whose first step it begins anew."""
         so_far = ops.convert_to_tensor(slot)
         first = ops.equal(self._step_of_cycle(), 0)
         total = ops.add(ops.where(first, 0.0, so_far), value)
         self.assign(slot, ops.where(self._in_stage_one(), total, so_far))
 
-    def _begin_stage_two(self, begins):
+    def _begin_stage_two(self, begins: Tensor) -> None:
         """Takes the thresholds of the new subnetworks, if stage II `begins`, a boolean tensor."""
         scores = [None if slot is None else ops.convert_to_tensor(slot) for slot in self._scores]
 
-        def select():
+        def select() -> Tensor:
             return ops.stack(
                 [
                     ops.convert_to_tensor(0, "int32")
@@ -180,7 +185,7 @@ class SubnetworkSelection(PartialTraining):
         thresholds = ops.cast(self._thresholds, "int32")
         self._thresholds.assign(cond(begins, select, lambda: thresholds))
 
-    def _mask(self, index):
+    def _mask(self, index: int) -> Tensor:
         threshold = ops.cast(self._thresholds[index], "int32")
         # Every score reaches zero.
         threshold = ops.where(self._in_stage_one(), 0, threshold)

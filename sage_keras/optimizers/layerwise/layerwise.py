@@ -1,7 +1,7 @@
 """Learning rates by layer: the mixin, and AdamW with it."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 from keras import ops
@@ -67,7 +67,7 @@ class LayerwiseLearningRate(OptimizerMixin):
     """
 
     _rank = 10
-    _settings = ("learning_rate_multipliers",)
+    _settings: ClassVar[tuple[str, ...]] = ("learning_rate_multipliers",)
     _rate_multiplier = 1.0  # of the learning rate that the base's weight decay sees
 
     def __init__(
@@ -138,7 +138,7 @@ class LayerwiseLearningRate(OptimizerMixin):
             learning_rate = ops.multiply(learning_rate, multiplier)
         return super()._adjust(gradient, variable, learning_rate)
 
-    def finalize_variable_values(self, var_list):
+    def finalize_variable_values(self, var_list: Sequence[Variable]) -> None:
         """Does what the base does at the end of training, to the variables that are not frozen."""
         if self.built:
             var_list = self._trained(var_list, var_list)
@@ -160,20 +160,20 @@ class LayerwiseLearningRate(OptimizerMixin):
         rates = f"own rates for {own} and {frozen} frozen of {len(multipliers)} variables"
         return [*super()._phrases(), rates]
 
-    def _columns(self) -> list[dict[str, str]]:
+    def _summary_columns(self) -> list[dict[str, str]]:
         rates = {
             path: f"{multiplier:.4g}" if multiplier else "frozen"
             for path, multiplier in self.multipliers.items()
         }
-        return [*super()._columns(), rates]
+        return [*super()._summary_columns(), rates]
 
     def _trained(self, values: Sequence[Any], variables: Sequence[Variable]) -> list[Any]:
         """The values of the variables that are not frozen; Keras refuses unknown ones."""
         factors = [self._multipliers.get(self._var_key(variable), 1.0) for variable in variables]
         return [value for value, yes in zip(values, factors) if yes]
 
-    def _apply_weight_decay(self, variables):
-        groups = {}
+    def _apply_weight_decay(self, variables: Sequence[Variable]) -> None:
+        groups: dict[float, list[Variable]] = {}
         for variable in variables:
             if self._use_weight_decay(variable):
                 multiplier = self._multipliers[self._var_key(variable)]
@@ -185,7 +185,7 @@ class LayerwiseLearningRate(OptimizerMixin):
         finally:
             self._rate_multiplier = 1.0
 
-    def _get_current_learning_rate(self):
+    def _get_current_learning_rate(self) -> Tensor:
         rate = super()._get_current_learning_rate()
         return rate if self._rate_multiplier == 1.0 else ops.multiply(rate, self._rate_multiplier)
 

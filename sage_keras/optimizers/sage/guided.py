@@ -17,6 +17,8 @@ from sage_keras.optimizers.base import VariableChoice, find_optimizers
 _NEED_FLOAT32_VARIABLES = ("Adam", "Nadam", "Lamb")
 
 _SLOT_DTYPES = ("float32", "bfloat16")
+# With more the average is off by more than 6e-5, and in bfloat16 by some 2 %.
+_LARGEST_BETA_3 = {"float32": 0.999, "bfloat16": 0.99}
 _SMALLEST_EPSILON = 2.0**-126  # the smallest normal float32; less is flushed to zero
 _LEAST_MEAN_SCALE = 0.1  # what steady gradients have saved up is not spent in one step
 
@@ -39,8 +41,9 @@ class SensitivityGuided(VariableChoice):
     Any Keras optimizer whose update is linear in the learning rate can be the base: SGD, RMSprop,
     Adagrad, Adadelta, Adam, AdamW, ScheduleFreeAdamW, Adamax, Nadam, Lion, Lamb and Muon. With
     `momentum` above 0, SGD and RMSprop put each step's already scaled rate into their velocity: a
-    well-defined rule, though not the published one. A base of your own must be linear in the learning rate too, and
-    must take a `learning_rate` tensor of the variable's shape in `update_step`.
+    well-defined rule, though not the published one. A base of your own must be linear in the
+    learning rate too, and must take a `learning_rate` tensor of the variable's shape in
+    `update_step`.
 
     What to expect:
 
@@ -51,6 +54,10 @@ class SensitivityGuided(VariableChoice):
       `beta_3 / (1 - beta_3)`.
     - `s` never exceeds `max(1, beta_3 / (1 - beta_3))`: 3 for `beta_3=0.75`.
     - A weight of exactly zero has no sensitivity and takes the base step (`s` is 1).
+    - The correction counts the optimizer's steps. A variable whose gradients begin later has a
+      first scale of about `beta_3 / (1 - beta_3)`, as without the correction.
+    - `s` is finite and within its bound for all finite weights and gradients. A sensitivity beyond
+      2^126 counts as 2^126.
     - With `calibrate=True` the mean of `s` is about 1, and the learning rate that works is that of
       the base. `s` is divided by its mean over the variable and over the steps so far, the first
       and the present one left out, which counts as 0.1 at least. So `s` may reach ten times the
@@ -58,8 +65,10 @@ class SensitivityGuided(VariableChoice):
 
     Args:
         *args: Positional arguments of the base optimizer.
-        beta_3: Float in (0, 1), the decay of the moving average of the sensitivity (`beta0` in the
-            paper). Defaults to `0.75`; 0.6 to 0.9 is the useful range.
+        beta_3: Float above 0 and at most 0.999, or 0.99 with slots in bfloat16, the decay of the
+            moving average of the sensitivity (`beta0` in the paper). With 0.999 float32 holds the
+            average to a relative error of 6e-5, with 0.9 to 6e-7. Defaults to `0.75`; 0.6 to 0.9 is
+            the useful range.
         sensitivity_epsilon: Float above zero that keeps `s` defined where the sensitivity is
             zero. Defaults to `1e-12`.
         bias_correction: Boolean, whether the moving average is corrected for having begun at
@@ -70,8 +79,10 @@ class SensitivityGuided(VariableChoice):
         exclude: `None`, or a list of regular expressions. Variables that match one are not
             guided. Defaults to `None`.
         sensitivity_dtype: `"float32"` or `"bfloat16"`, the dtype in which the moving average is
-            stored. The computation is in float32 at least. With `"bfloat16"` the stored average,
-            and so `s`, is off by up to 0.4 %. Defaults to `"float32"`.
+            stored. The computation is in float32 at least. To bfloat16 it is rounded up or down by
+            chance, which follows from the number of the step. The mean error is zero; its standard
+            deviation, under noisy gradients, is 0.4 % of the average with `beta_3=0.75`, 0.5 % with
+            0.9, and 1.4 % with 0.99. Defaults to `"float32"`.
         calibrate: Boolean, whether the scales of each variable are divided by their mean so far, so
             that a learning rate that was tuned for the base carries over. It takes one more scalar
             for each variable. Defaults to `False`, as in the paper.
@@ -105,7 +116,7 @@ class SensitivityGuided(VariableChoice):
     """
 
     _rank = 40
-    _settings = (
+    _settings: ClassVar[tuple[str, ...]] = (
         "beta_3",
         "sensitivity_epsilon",
         "bias_correction",
@@ -135,13 +146,20 @@ class SensitivityGuided(VariableChoice):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.beta_3 = arguments.number("beta_3", beta_3, 0.0, 1.0, "0.75")
         self.sensitivity_epsilon = arguments.number(
             "sensitivity_epsilon", sensitivity_epsilon, _SMALLEST_EPSILON, math.inf, "1e-12"
         )
         self.bias_correction = arguments.boolean("bias_correction", bias_correction)
         self.sensitivity_dtype = arguments.choice(
             "sensitivity_dtype", sensitivity_dtype, _SLOT_DTYPES
+        )
+        self.beta_3 = arguments.number(
+            "beta_3",
+            beta_3,
+            0.0,
+            _LARGEST_BETA_3[self.sensitivity_dtype],
+            "0.75",
+            high_included=True,
         )
         self.calibrate = arguments.boolean("calibrate", calibrate)
         self.guide = arguments.boolean("guide", guide)
@@ -171,15 +189,17 @@ class SensitivityGuided(VariableChoice):
         self, gradient: Tensor, variable: Variable, learning_rate: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Measures the variable's sensitivity, and scales its learning rate by it."""
-        slot = self._slot(variable)
+        index = self._get_variable_index(variable)
+        slot = self._sensitivities[index]
         if slot is not None:
             dense_gradient = to_dense(gradient)
             dtype = measure.compute_dtype(variable.dtype)
             value = measure.sensitivity(ops.cast(variable, dtype), ops.cast(dense_gradient, dtype))
             average = measure.moving_average(ops.cast(slot, dtype), value, self.beta_3)
+            average = measure.as_stored(average, self.sensitivity_dtype, index, self.iterations)
             self.assign(slot, average)
             if self.guide:
-                scale = self._scale(variable, value, average)
+                scale = self._scale(variable, value, ops.cast(average, dtype))
                 learning_rate = ops.multiply(learning_rate, scale)
                 gradient = dense_gradient
         return super()._adjust(gradient, variable, learning_rate)
@@ -232,13 +252,10 @@ class SensitivityGuided(VariableChoice):
         guided = f"guides {sum(self._chosen)} of {len(self._chosen)} variables"
         return [guided, *super()._phrases()]
 
-    def _columns(self) -> list[dict[str, str]]:
-        return [self._chosen_marks("guided"), *super()._columns()]
+    def _summary_columns(self) -> list[dict[str, str]]:
+        return [self._chosen_marks("guided"), *super()._summary_columns()]
 
-    def _slot(self, variable):
-        return self._sensitivities[self._get_variable_index(variable)]
-
-    def _warn_of_half_precision(self, variables):
+    def _warn_of_half_precision(self, variables: list[Variable]) -> None:
         names = {keras.backend.standardize_dtype(variable.dtype) for variable in variables}
         bases = tuple(getattr(keras.optimizers, name) for name in _NEED_FLOAT32_VARIABLES)
         for name in sorted(names & {"float16", "bfloat16"}):
@@ -256,7 +273,7 @@ class SensitivityGuided(VariableChoice):
 
         The one place to override for another scale.
         """
-        smoothed = measure.as_stored(average, self.sensitivity_dtype)
+        smoothed = average
         if self.bias_correction:
             step = ops.cast(self.iterations + 1, value.dtype)
             smoothed = measure.bias_corrected(smoothed, self.beta_3, step)
