@@ -197,6 +197,17 @@ def check_strategy(optimizer: keras.optimizers.Optimizer) -> None:
             )
 
 
+def has_value(variable: Variable) -> bool:
+    """Whether a variable can be read outside of a step.
+
+    On JAX `fit` takes the values out of the variables, and a step deletes the arrays that it is
+    given: an exception may leave variables without values, or with deleted ones.
+    """
+    value = variable._value
+    deleted = getattr(value, "is_deleted", None)  # of JAX's arrays
+    return value is not None and not (deleted is not None and deleted())
+
+
 def replicated(tensor: Tensor, variable: Variable) -> Tensor:
     """A tensor of which every device has a copy, where Keras lays `variable` out over devices.
 

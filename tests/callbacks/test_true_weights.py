@@ -1,5 +1,6 @@
 """The callback, and what others see of a model that trains on mixed weights."""
 
+import copy
 import warnings
 
 import keras
@@ -19,7 +20,7 @@ from mixing_jobs import (
     mixout,
     near,
 )
-from modes import to_numpy
+from modes import BACKEND, to_numpy
 
 from sage_keras.callbacks import SwapTrueWeights
 
@@ -203,3 +204,69 @@ def test_evaluation_and_prediction_between_steps_see_the_true_weights():
 def test_the_callback_asks_for_an_optimizer_that_mixes():
     with pytest.raises(ValueError, match=r"DPSMix.*Received: optimizer=<"):
         fit(compiled(keras.optimizers.SGD()))
+
+
+def multi(make_optimizer):
+    optimizers = {"kernel": make_optimizer(), "bias": make_optimizer()}
+    return keras.optimizers.MultiOptimizer(lambda one: optimizers[one.path.split("/")[-1]])
+
+
+def test_optimizers_that_are_known_after_the_first_step():
+    """As those of a MultiOptimizer that is made by a function are on TensorFlow."""
+    model = compiled(multi(mixout))
+    seen, true = [], []
+
+    def look(epoch, logs):
+        seen.append(model.get_weights())
+        true.append([to_numpy(one._true_weights[0]) for one in model.optimizer.optimizers])
+
+    fit(model, 2, [keras.callbacks.LambdaCallback(on_epoch_end=look)], validation_data=data())
+    for weights, expected in zip(seen, true):
+        assert_same(weights, expected)
+    assert not any(one.is_mixed for one in model.optimizer.optimizers)
+    with pytest.raises(ValueError, match=r"DPSMix.*Received: optimizer=<"):
+        fit(compiled(multi(keras.optimizers.SGD)))
+
+
+@pytest.mark.parametrize("make_optimizer", [mix, mixout])
+def test_a_copy_goes_on_as_the_original(make_optimizer):
+    model = compiled(make_optimizer())
+    fit(model)
+    copied = copy.deepcopy(model)
+    for one, other in zip(copied.optimizer.variables, model.optimizer.variables):
+        np.testing.assert_array_equal(to_numpy(one), to_numpy(other))
+    fit(copied)
+    fit(model)
+    assert_same(copied.get_weights(), model.get_weights())
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow has SavedModels")
+@pytest.mark.parametrize("make_optimizer", [mix, mixout])
+def test_a_saved_model_trains(make_optimizer, tmp_path):
+    import tensorflow as tf
+
+    model = compiled(make_optimizer())
+    optimizer = model.optimizer
+    optimizer.build(model.trainable_variables)
+
+    class Job(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((4, 4)), tf.TensorSpec((4, 3))])
+        def train(self, x, y):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean((model(x) - y) ** 2)
+            variables = model.trainable_variables
+            optimizer.apply(tape.gradient(loss, variables), variables)
+            return loss
+
+        @tf.function(input_signature=[])
+        def true(self):
+            return [tf.convert_to_tensor(one) for one in optimizer._true_weights]
+
+    job = Job()
+    job.model, job.optimizer = model, optimizer
+    tf.saved_model.save(job, str(tmp_path))
+    loaded = tf.saved_model.load(str(tmp_path))
+    x, y = (array[:4] for array in data())
+    for _ in range(STAGE_STEPS + 2):
+        assert_same([loaded.train(x, y)], [job.train(x, y)])
+    assert_same(loaded.true(), job.true())

@@ -4,15 +4,16 @@ import contextlib
 import itertools
 import math
 import random
+import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from keras import ops
 
 from sage_keras import arguments
 from sage_keras.annotations import Tensor, Variable
-from sage_keras.backend import replicated
+from sage_keras.backend import has_value, replicated
 from sage_keras.optimizers.dps import selection
 from sage_keras.optimizers.dps.partial import PartialTraining
 from sage_keras.paths import variable_path
@@ -34,13 +35,14 @@ class WeightMixing(PartialTraining):
     mixed ones, ready for the next forward pass, and so the model needs no change. Decay, clipping,
     EMA and constraints see the true weights and masked gradients. This is what to mind:
 
-    - In `fit`, list `sage_keras.callbacks.SwapTrueWeights()` before any callback that saves. It
-      puts the true weights into the model for validation and at the end of every epoch. Without
-      it both see the mixed weights, of which the optimizer warns.
+    - In `fit`, list `sage_keras.callbacks.SwapTrueWeights()` first. It puts the true weights into
+      the model for validation and at the end of every epoch. Without it both see the mixed
+      weights, of which the optimizer warns, as it does when its state is saved beside them.
     - In a loop of your own, evaluate, save and set weights inside `with optimizer.true_weights():`.
       Weights that are set outside of it are lost at the next step.
     - When `fit` is over, the true weights are in the model. After an exception in it they are if
-      it stood inside `with optimizer.true_weights():`.
+      it stood inside `with optimizer.true_weights():`, or after `optimizer.unmix()`. No exception
+      loses them: `is_mixed` tells at any moment where they are.
     - The initial weights are those of the first step (`iterations` is 0), so that weights may be
       loaded after the optimizer was built. A saved optimizer brings its own.
     - The first step after the optimizer was built, or after `fit`, sees the true weights in its
@@ -89,7 +91,7 @@ class WeightMixing(PartialTraining):
     """
 
     _rank = 20
-    _settings = ("seed",)
+    _settings: ClassVar[tuple[str, ...]] = ("seed",)
 
     def __init__(self, *args: Any, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -108,10 +110,10 @@ class WeightMixing(PartialTraining):
             for name in ("true_weight", "initial_weight")
         )
         self._column_shapes = [
-            selection.column_shape(variable_path(variable), variable.shape) if chosen else None
+            selection.column_shape(variable_path(variable), variable.shape) if chosen else (0,)
             for variable, chosen in zip(variables, self._chosen)
         ]
-        sizes = [0 if shape is None else math.prod(shape) for shape in self._column_shapes]
+        sizes = [math.prod(shape) for shape in self._column_shapes]
         self._column_ends = list(itertools.accumulate(sizes))
         # The columns of all variables, one after the other: 1 for those that are kept.
         self._columns = self.add_variable(
@@ -129,6 +131,7 @@ class WeightMixing(PartialTraining):
         """Puts the true weights into the model's variables, which the step updates."""
         super()._begin_step()
         self.unmix()
+        self._keep_initial_weights()
 
     def _before_clipping(self, grads: list[Tensor], variables: list[Variable]) -> list[Tensor]:
         # The gradients at the mixed weights are those of the columns kept.
@@ -144,7 +147,7 @@ class WeightMixing(PartialTraining):
         super()._end_step(updated)
         # After a micro-step of gradient accumulation these are the same columns again.
         self._columns.assign(self._draw(self._columns.shape, self.iterations))
-        self.mix()
+        self._mix()
 
     def mix(self) -> None:
         """Puts the mixed weights of the coming step into the model's variables.
@@ -153,25 +156,52 @@ class WeightMixing(PartialTraining):
         """
         if not self.built:
             return
-        for index, variable, weight in self._chosen_with_weights():
-            self.assign(self._true_weights[index], weight)
-            dtype = compute_dtype(variable.dtype)
-            mixture = selection.mixed(
-                ops.cast(weight, dtype),
-                ops.cast(self._target(index), dtype),
-                self._mask(index),
-                self.drop_rate,
-            )
-            self.assign(variable, ops.cast(mixture, variable.dtype))
-        self._mixed.assign(1)
+        self._keep_initial_weights()
+        self._mix()
 
     def unmix(self) -> None:
         """Puts the true weights into the model's variables."""
         if not self.built:
             return
-        for _, variable, weight in self._chosen_with_weights():
-            self.assign(variable, weight)
+        # Interrupted anywhere, it can be repeated.
+        mixed = ops.cast(self._mixed, "bool")
+        for index, variable in self._chosen_by_index():
+            self.assign(variable, _where(mixed, self._true_weights[index], variable))
         self._mixed.assign(0)
+
+    def _mix(self) -> None:
+        # At every moment `is_mixed` tells where the true weights are, so that no exception, Ctrl-C
+        # included, can lose them: they are all kept before the first variable changes.
+        mixed = ops.cast(self._mixed, "bool")
+        for index, variable in self._chosen_by_index():
+            true = self._true_weights[index]
+            self.assign(true, _where(mixed, true, variable))
+        self._mixed.assign(1)
+        for index, variable in self._chosen_by_index():
+            dtype = compute_dtype(variable.dtype)
+            mixture = selection.mixed(
+                ops.cast(self._true_weights[index], dtype),
+                ops.cast(self._target(index), dtype),
+                self._mask(index),
+                self.drop_rate,
+            )
+            self.assign(variable, ops.cast(mixture, variable.dtype))
+
+    def _keep_initial_weights(self) -> None:
+        """Keeps the weights that training begins with, which the variables hold before it."""
+        if not self.built:
+            return
+        begun = ops.logical_or(ops.greater(self.iterations, 0), ops.cast(self._mixed, "bool"))
+        for index, variable in self._chosen_by_index():
+            initial = self._initial_weights[index]
+            self.assign(initial, _where(begun, initial, variable))
+
+    def _chosen_by_index(self) -> list[tuple[int, Variable]]:
+        return [
+            (index, variable)
+            for index, variable in enumerate(self._trainable_variables)
+            if self._chosen[index]
+        ]
 
     @contextlib.contextmanager
     def true_weights(self) -> Iterator[None]:
@@ -195,86 +225,74 @@ class WeightMixing(PartialTraining):
         >>> optimizer.is_mixed
         True
         """
-        was_mixed, finished = self.is_mixed, False
-        if was_mixed:
-            self.unmix()
+        was_mixed = self.is_mixed
         try:
+            if was_mixed:
+                self.unmix()
             yield
-            finished = True
-        finally:
-            if was_mixed and finished:
+            if was_mixed:
                 self.mix()
             elif self.is_mixed:
                 self.unmix()
+        except BaseException as error:
+            try:
+                if self.is_mixed:
+                    self.unmix()
+            except Exception as failure:  # the first one is what has to be seen
+                error.add_note(f"The true weights could not be put into the model: {failure!r}")
+            raise
 
     @property
     def is_mixed(self) -> bool:
         """Whether the model's variables hold the mixed weights."""
-        # When the first step of `fit` fails, JAX leaves variables without values.
-        if not self.built or self._mixed._value is None:
-            return False
-        return bool(ops.convert_to_numpy(self._mixed))
+        return self.built and has_value(self._mixed) and bool(ops.convert_to_numpy(self._mixed))
 
-    def scale_loss(self, loss):
-        """Scales the loss, as the base does. Keras calls it in `fit`, where the callback belongs.
-
-        Args:
-            loss: The loss.
-
-        Returns:
-            The scaled loss.
-        """
+    def scale_loss(self, loss: Tensor) -> Tensor:
+        """Scales the loss as the base does. Keras calls it in `fit`, where the callback belongs."""
         if not self.swapped_by_callback:
             self._warn_of_mixed_weights()
         return super().scale_loss(loss)
 
-    def finalize_variable_values(self, var_list):
-        """Puts the true weights into the model's variables, then does what the base does.
-
-        Args:
-            var_list: List of the model's variables.
-        """
+    def finalize_variable_values(self, var_list: list[Variable]) -> None:
+        """Puts the true weights into the model's variables, then does what the base does."""
         if self.is_mixed:
-            if not self.swapped_by_callback:
+            # With the callback they are unmixed by now, unless an exception ends `fit`, on JAX.
+            if sys.exception() is None:
                 self._warn_of_mixed_weights()
             self.unmix()
         self.swapped_by_callback = False
         super().finalize_variable_values(var_list)
 
-    def _chosen_with_weights(self):
-        """Index, variable and true weight of each chosen variable, and keeps the initial weights.
-
-        The weights are new tensors: on JAX a variable and a slot must never share a buffer, and on
-        torch variables change in place.
-        """
-        mixed = ops.cast(self._mixed, "bool")
-        started = ops.greater(self.iterations, 0)
-        for index, variable in enumerate(self._trainable_variables):
-            if not self._chosen[index]:
-                continue
-            true, initial = self._true_weights[index], self._initial_weights[index]
-            weight = ops.where(mixed, ops.convert_to_tensor(true), ops.convert_to_tensor(variable))
-            self.assign(initial, ops.where(started, ops.convert_to_tensor(initial), weight))
-            yield index, variable, weight
+    def save_own_variables(self, store: Any) -> None:
+        """Puts the state into `store`, and says so where the model beside it is mixed."""
+        if self.is_mixed:
+            warnings.warn(
+                f"The weights that are saved beside the state of {type(self).__name__} are mixed "
+                "ones, those of the coming step. Save inside `with optimizer.true_weights():`, or "
+                "call `optimizer.unmix()` first. After loading what is saved now, training goes "
+                "on as if it had not stopped; for the true weights call `model.optimizer.unmix()`.",
+                stacklevel=2,
+            )
+        super().save_own_variables(store)
 
     def _draw(self, shape: tuple[int, ...], step: Tensor) -> Tensor:
         bits = random_bits(self.seed, step, shape)
         return ops.cast(chosen(bits, 1.0 - self.drop_rate), "float32")
 
-    def _kept_columns(self, index):
+    def _kept_columns(self, index: int) -> Tensor:
         """The columns of the coming step, as a float tensor that broadcasts to the variable."""
         shape, end = self._column_shapes[index], self._column_ends[index]
         columns = ops.convert_to_tensor(self._columns)[end - math.prod(shape) : end]
         return ops.reshape(replicated(columns, self._columns), shape)
 
-    def _mask(self, index):
+    def _mask(self, index: int) -> Tensor:
         return ops.cast(self._kept_columns(index), "bool")
 
-    def _target(self, index):
+    def _target(self, index: int) -> Tensor:
         """What the dropped weights of a variable are replaced by."""
         return ops.convert_to_tensor(self._initial_weights[index])
 
-    def _warn_of_mixed_weights(self):
+    def _warn_of_mixed_weights(self) -> None:
         warnings.warn(
             f"Between the steps of {type(self).__name__} the model holds mixed weights. "
             "`validation_data`, `ModelCheckpoint` and whatever else looks at the model during "
@@ -283,3 +301,8 @@ class WeightMixing(PartialTraining):
             "own, evaluate and save inside `with optimizer.true_weights():`.",
             stacklevel=3,
         )
+
+
+def _where(condition: Tensor, one: Variable, other: Variable) -> Tensor:
+    """A new tensor always: variables must share no buffer on JAX, and torch's change in place."""
+    return ops.where(condition, ops.convert_to_tensor(one), ops.convert_to_tensor(other))

@@ -63,8 +63,8 @@ class SubnetworkMixing(WeightMixing, SubnetworkSelection):
             for variable, chosen in zip(variables, self._chosen)
         ]
         self._frequencies = [
-            None if shape is None else self._add_slot(variable, "frequency", "float32", shape)
-            for variable, shape in zip(variables, self._column_shapes)
+            self._add_slot(variable, "frequency", "float32", shape) if chosen else None
+            for variable, shape, chosen in zip(variables, self._column_shapes, self._chosen)
         ]
 
     def _adjust(
@@ -76,7 +76,7 @@ class SubnetworkMixing(WeightMixing, SubnetworkSelection):
             self._accumulate(self._frequencies[index], self._kept_columns(index))
         return super()._adjust(gradient, variable, learning_rate)
 
-    def _begin_stage_two(self, begins):
+    def _begin_stage_two(self, begins: Tensor) -> None:
         for index, variable in enumerate(self._trainable_variables):
             if not self._chosen[index]:
                 continue
@@ -88,12 +88,12 @@ class SubnetworkMixing(WeightMixing, SubnetworkSelection):
             self.assign(self._stage_weights[index], ops.where(begins, weight, start))
         super()._begin_stage_two(begins)
 
-    def _mask(self, index):
+    def _mask(self, index: int) -> Tensor:
         drawn = WeightMixing._mask(self, index)
         selected = SubnetworkSelection._mask(self, index)
         return ops.where(self._in_stage_one(), drawn, selected)
 
-    def _target(self, index):
+    def _target(self, index: int) -> Tensor:
         initial = ops.convert_to_tensor(self._initial_weights[index])
         start = ops.convert_to_tensor(self._stage_weights[index])
         return ops.where(self._in_stage_one(), initial, start)
