@@ -152,7 +152,7 @@ MUTANTS = [
     Mutant(
         "one running sum over all elements, which loses digits",
         "histograms.py",
-        "ops.sum(ops.sum(values, axis=0))",
+        "ops.add(total(runs), ops.sum(values[whole:]))",
         "ops.sum(values)",
         "test_histograms.py",
     ),
@@ -194,8 +194,8 @@ MUTANTS = [
     Mutant(
         "float64 scores are rounded to float32 before they are ranked",
         "analysis/scores.py",
-        'values.astype("float64" if values.dtype == "float64" else "float32", copy=False)',
-        'values.astype("float32", copy=False)',
+        'array.astype("float64" if array.dtype == "float64" else "float32", copy=False)',
+        'array.astype("float32", copy=False)',
         "analysis/test_pruning.py",
     ),
     # Measuring.
@@ -220,7 +220,7 @@ MUTANTS = [
         '''of each epoch."""
         self._looked_at = 0''',
         '''of each epoch."""''',
-        "optimizers/test_nonfinite.py",
+        "callbacks/test_skipped_steps.py optimizers/test_nonfinite.py",
     ),
     Mutant(
         "one step more may be skipped than the limit",
@@ -232,18 +232,16 @@ MUTANTS = [
     Mutant(
         "after validation training goes on with the true weights",
         "callbacks/true_weights.py",
-        '''if they were there."""
-        for optimizer in self._unmixed:
-            optimizer.mix()''',
-        '''if they were there."""''',
+        "        for optimizer in self._unmixed:\n            optimizer.mix()\n",
+        "",
         "callbacks/test_true_weights.py",
     ),
     # The guided step.
     Mutant(
         "the correction of the bias begins at step 2",
         "optimizers/sage/guided.py",
-        "step = ops.cast(self.iterations + 1, value.dtype)",
-        "step = ops.cast(self.iterations + 2, value.dtype)",
+        "self._scale_of(value, average, self.iterations + 1)",
+        "self._scale_of(value, average, self.iterations + 2)",
         "optimizers/test_base_equality.py optimizers/test_twin.py",
     ),
     Mutant(
@@ -320,8 +318,8 @@ MUTANTS = [
     Mutant(
         "the initial weights follow the weights",
         "optimizers/dps/mixing.py",
-        "started = ops.greater(self.iterations, 0)",
-        "started = ops.greater(self.iterations, 1)",
+        'ops.greater(self.iterations, 0), ops.cast(self._mixed, "bool")',
+        "ops.greater(self.iterations, 1), False",
         "optimizers/test_mixing.py",
     ),
     Mutant(
@@ -385,23 +383,23 @@ MUTANTS = [
     # Logs and reports.
     Mutant(
         "the optimizers of a log are those of its first report",
-        "analysis/log.py",
-        'optimizers=reports[-1]["optimizers"]',
-        'optimizers=reports[0]["optimizers"]',
-        "analysis/test_log.py",
+        "log/reading.py",
+        "optimizers=reports[-1][log_format.OPTIMIZERS]",
+        "optimizers=reports[0][log_format.OPTIMIZERS]",
+        "log/test_reading.py",
     ),
     Mutant(
         "of two reports of one step both are read",
-        "analysis/log.py",
-        'report["step"] < latest[-1]["step"]',
-        'report["step"] <= latest[-1]["step"]',
-        "analysis/test_log.py",
+        "log/reading.py",
+        "report[log_format.STEP] < latest[-1][log_format.STEP]",
+        "report[log_format.STEP] <= latest[-1][log_format.STEP]",
+        "log/test_reading.py",
     ),
     Mutant(
         "the report shows the first values of a run",
         "analysis/report.py",
-        "series.figures.get(figure, [math.nan])[-1]",
-        "series.figures.get(figure, [math.nan])[0]",
+        "series.values.get(name, [math.nan])[-1]",
+        "series.values.get(name, [math.nan])[0]",
         "analysis/test_report.py",
     ),
     Mutant(
@@ -413,9 +411,9 @@ MUTANTS = [
     ),
     Mutant(
         "the logger's redundant share is that above the limit",
-        "callbacks/figures.py",
-        "redundant = [one < _REDUNDANT * means[0] for one in smoothed]",
-        "redundant = [one > _REDUNDANT * means[0] for one in smoothed]",
+        "callbacks/sensitivity_values.py",
+        "one < _REDUNDANT * means[0]",
+        "one > _REDUNDANT * means[0]",
         "callbacks/test_sensitivity_logger.py",
     ),
     # TensorFlow Hub.
