@@ -55,9 +55,6 @@ def compute_dtype(dtype: Any) -> str:
 def sensitivity(weight: Tensor, gradient: Tensor) -> Tensor:
     """The sensitivity `|weight * gradient|` of every element.
 
-    More than 2^126 counts as 2^126, so that neither the product nor its average overflows. What is
-    not a number stays so.
-
     Args:
         weight: Tensor, the weights at which the gradient was taken.
         gradient: Tensor of the same shape, the gradient of the loss.
@@ -71,7 +68,25 @@ def sensitivity(weight: Tensor, gradient: Tensor) -> Tensor:
     >>> ops.convert_to_numpy(sensitivity(ops.array([2.0, 0.0]), ops.array([-3.0, 5.0]))).tolist()
     [6.0, 0.0]
     """
-    return ops.minimum(ops.abs(ops.multiply(weight, gradient)), _LARGEST)
+    return ops.abs(ops.multiply(weight, gradient))
+
+
+def capped(value: Tensor) -> Tensor:
+    """A sensitivity of which neither the average nor its correction overflows.
+
+    Args:
+        value: Tensor, non-negative.
+
+    Returns:
+        `value`, and 2^126 where it is more or infinite. What is not a number stays so.
+
+    Example:
+
+    >>> from keras import ops
+    >>> float(capped(ops.array(float("inf")))) == 2.0**126
+    True
+    """
+    return ops.minimum(value, _LARGEST)
 
 
 def moving_average(average: Tensor, value: Tensor, beta_3: float) -> Tensor:

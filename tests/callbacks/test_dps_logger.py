@@ -247,6 +247,8 @@ def test_an_optimizer_that_selects_nothing_is_refused(optimizer, tmp_path):
 
 
 def test_groups_are_refused_before_training_goes_on(tmp_path):
-    with pytest.raises(ValueError, match="Argument `groups` has a pattern that matches no trainable variable"):
+    with pytest.raises(
+        ValueError, match="Argument `groups` has a pattern that matches no trainable variable"
+    ):
         fit(network(dense(1)), DPSLogger(tmp_path / "log", groups={"nothing": "nowhere"}))
     assert not (tmp_path / "log").exists()

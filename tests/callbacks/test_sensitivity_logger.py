@@ -522,7 +522,9 @@ def test_an_optimizer_that_measures_nothing_is_refused(optimizer, tmp_path):
 
 
 def test_groups_are_refused_before_training_goes_on():
-    with pytest.raises(ValueError, match="Argument `groups` has a pattern that matches no trainable variable"):
+    with pytest.raises(
+        ValueError, match="Argument `groups` has a pattern that matches no trainable variable"
+    ):
         fit(rewound(sage_sgd), SensitivityLogger(groups={"nothing": "nowhere"}))
     assert int(rewound(sage_sgd).optimizer.iterations) == 0
 

@@ -66,6 +66,13 @@ def test_excluding_equals_the_base_when_compiled(name):
         np.testing.assert_array_equal(one, other)
 
 
+def stepping(optimizer, weights):
+    """What a base moves by the learning rate: the weights, or what they are an average of."""
+    if isinstance(optimizer, keras.optimizers.ScheduleFreeAdamW):
+        return optimizer._momentums
+    return weights
+
+
 @pytest.mark.parametrize("name", BASES)
 def test_guiding_scales_the_step_of_the_base(name):
     """Bases without momentum on the update: the guided step is s times the base's own."""
@@ -76,9 +83,13 @@ def test_guiding_scales_the_step_of_the_base(name):
     scaled.build(scaled_variables)
 
     for step in range(STEPS):
-        for one, other in zip(base_variables, scaled_variables):
+        moving, scaled_moving = stepping(base, base_variables), stepping(scaled, scaled_variables)
+        for one, other in zip(
+            [*base_variables, *moving], [*scaled_variables, *scaled_moving], strict=True
+        ):
             one.assign(keras.ops.copy(other.value))
         before = [to_numpy(v).astype("float64") for v in scaled_variables]
+        started = [to_numpy(v).astype("float64") for v in scaled_moving]
         averages = [to_numpy(slot) for slot in scaled.sensitivities.values()]
         gradient = [keras.ops.convert_to_tensor(g) for g in gradients(step)]
         decay = 0.01 * (base.weight_decay or 0.0)
@@ -92,8 +103,9 @@ def test_guiding_scales_the_step_of_the_base(name):
             average = 0.75 * average + 0.25 * value
             smoothed = average / (1 - 0.75 ** (step + 1))
             s = (np.abs(value - smoothed) + 1e-12) / (smoothed + 1e-12)
-            whole_step = to_numpy(base_variables[i]) - old
-            own_step = to_numpy(scaled_variables[i]) - old
+            start = old if scaled_moving is scaled_variables else started[i]
+            whole_step = to_numpy(moving[i]) - start
+            own_step = to_numpy(scaled_moving[i]) - start
             np.testing.assert_allclose(own_step, s * whole_step, rtol=1e-4, atol=3e-7)
 
 

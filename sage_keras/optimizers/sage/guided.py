@@ -41,7 +41,8 @@ class SensitivityGuided(VariableChoice):
     Any Keras optimizer whose update is linear in the learning rate can be the base: SGD, RMSprop,
     Adagrad, Adadelta, Adam, AdamW, ScheduleFreeAdamW, Adamax, Nadam, Lion, Lamb and Muon. With
     `momentum` above 0, SGD and RMSprop put each step's already scaled rate into their velocity: a
-    well-defined rule, though not the published one. A base of your own must be linear in the
+    well-defined rule, though not the published one; ScheduleFreeAdamW averages its steps, and it is
+    those that are scaled, not the average. A base of your own must be linear in the
     learning rate too, and must take a `learning_rate` tensor of the variable's shape in
     `update_step`.
 
@@ -194,7 +195,9 @@ class SensitivityGuided(VariableChoice):
         if slot is not None:
             dense_gradient = to_dense(gradient)
             dtype = measure.compute_dtype(variable.dtype)
-            value = measure.sensitivity(ops.cast(variable, dtype), ops.cast(dense_gradient, dtype))
+            value = measure.capped(
+                measure.sensitivity(ops.cast(variable, dtype), ops.cast(dense_gradient, dtype))
+            )
             average = measure.moving_average(ops.cast(slot, dtype), value, self.beta_3)
             average = measure.as_stored(average, self.sensitivity_dtype, index, self.iterations)
             self.assign(slot, average)
