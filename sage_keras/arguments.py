@@ -158,11 +158,12 @@ def batches(frequency: str | int) -> float:
 
 
 def choice(argument: str, value: Any, allowed: Sequence[str]) -> str:
-    """`value`, if it is one of the `allowed` strings."""
-    if value not in allowed:
-        listed = " or ".join(f'"{one}"' for one in allowed)
-        raise ValueError(f"Argument `{argument}` must be {listed}. Received: {argument}={value!r}")
-    return str(value)
+    """The one of the `allowed` strings that equals `value`, which may be a dtype of NumPy's."""
+    for one in allowed:
+        if value == one:
+            return one
+    listed = " or ".join(f'"{one}"' for one in allowed)
+    raise ValueError(f"Argument `{argument}` must be {listed}. Received: {argument}={value!r}")
 
 
 def matches(

@@ -70,13 +70,24 @@ def dense_or_sparse_tensor(array: Any) -> Any:
     return ops.convert_to_tensor(dense)
 
 
-def cond(condition: Tensor, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
-    """`ops.cond`, which JAX would compile anew at every call outside of a trace."""
-    if keras.backend.backend() == "jax":
+def is_concrete(tensor: Tensor) -> bool:
+    """Whether a tensor has its value already: outside of what is traced to be compiled."""
+    backend = keras.backend.backend()
+    if backend == "jax":
         import jax
 
-        if not isinstance(condition, jax.core.Tracer):
-            return then() if condition else otherwise()
+        return not isinstance(tensor, jax.core.Tracer)
+    if backend == "tensorflow":
+        return hasattr(tensor, "numpy")
+    import torch
+
+    return not torch.compiler.is_compiling()
+
+
+def cond(condition: Tensor, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+    """`ops.cond`, which JAX would compile anew at every call outside of a trace."""
+    if keras.backend.backend() == "jax" and is_concrete(condition):
+        return then() if condition else otherwise()
     return ops.cond(condition, then, otherwise)
 
 

@@ -27,6 +27,7 @@ from sage_keras.annotations import Patterns, Tensor, Variable
 from sage_keras.backend import (
     all_finite,
     check_strategy,
+    is_concrete,
     on_device_of,
     slot_layout,
     take_back,
@@ -166,6 +167,11 @@ class OptimizerMixin(_Optimizer):
         if self.on_nonfinite == "propagate" or not gradients:
             return self._step(grads, trainable_variables)
         finite = all_finite(gradients)
+        if is_concrete(finite):  # a step that is not made cannot be interrupted half-way
+            if finite:
+                return self._step(grads, trainable_variables)
+            self._skipped.assign_add(1)
+            return None
         variables = [*self._trainable_variables, *self.variables]
         before = [ops.copy(ops.convert_to_tensor(variable)) for variable in variables]
         self._step(grads, trainable_variables)

@@ -249,6 +249,15 @@ def test_raw_tensorflow_variables_go_by_their_name():
     assert slots == {"raw:0": [1.0], "raw:0#1": [2.0]}
 
 
+@pytest.mark.parametrize("dtype", [np.dtype("float32"), "tf.bfloat16"], ids=str)
+def test_a_slot_dtype_that_is_no_string_is_made_one(dtype):
+    if dtype == "tf.bfloat16":
+        dtype = pytest.importorskip("tensorflow").bfloat16
+    name = Sage(sensitivity_dtype=dtype).get_config()["sensitivity_dtype"]
+    assert type(name) is str
+    assert name == ("float32" if isinstance(dtype, np.dtype) else "bfloat16")
+
+
 def test_repr_and_summary_say_what_is_guided():
     optimizer = Sage(exclude=["bias"])
     assert repr(optimizer) == "<Sage(exclude=['bias']), not built>"

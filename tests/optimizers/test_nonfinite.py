@@ -79,6 +79,18 @@ def test_a_bad_first_step_is_skipped_too(mode):
     np.testing.assert_array_equal(runner.weights()[0], [1.0, -2.0, 0.5])
 
 
+def test_a_bad_step_is_not_begun_so_that_no_interrupt_can_leave_half_of_it(monkeypatch):
+    runner = Runner(Sage(0.1, on_nonfinite="skip"), variables(), "eager")
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner.optimizer, "_step", interrupted)
+    runner.step(bad(np.nan))
+    assert runner.optimizer.skipped_steps == 1
+    np.testing.assert_array_equal(runner.weights()[0], [1.0, -2.0, 0.5])
+
+
 def test_by_default_a_bad_step_spoils_the_average_for_good():
     runner = Runner(Sage(0.1), variables(), "eager")
     runner.step(bad(np.nan))
