@@ -85,7 +85,7 @@ def is_concrete(tensor: Tensor) -> bool:
 
 
 def cond(condition: Tensor, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
-    """`ops.cond`, which JAX would compile anew at every call outside of a trace."""
+    """`ops.cond`, which JAX would compile again at every call outside of a trace."""
     if keras.backend.backend() == "jax" and is_concrete(condition):
         return then() if condition else otherwise()
     return ops.cond(condition, then, otherwise)
@@ -182,7 +182,7 @@ def _replicated() -> bool:
 
 
 def check_strategy(optimizer: keras.optimizers.Optimizer) -> None:
-    """Says in words what TensorFlow's strategies cannot do, of which Keras blames `merge_call`."""
+    """Says what TensorFlow's strategies cannot do, of which Keras blames `merge_call`."""
     if keras.backend.backend() != "tensorflow":
         return
     import tensorflow as tf

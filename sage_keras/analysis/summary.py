@@ -149,7 +149,7 @@ def _average(optimizers: list[SensitivityGuided], variable: Variable) -> np.ndar
 
 
 def _state(model: keras.Model, optimizers: list[SensitivityGuided], group: list[Variable]) -> str:
-    """Whether a group's variables are guided, in words."""
+    """Whether a group's variables are guided, as text."""
     if not getattr(model, "compiled", False) or not all(one.built for one in optimizers):
         return _UNKNOWN
     states = [_state_of(optimizers, variable) for variable in group]

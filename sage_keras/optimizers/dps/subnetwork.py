@@ -160,7 +160,7 @@ class SubnetworkSelection(PartialTraining):
         return ops.less(self._step_of_cycle(), self.stage_steps)
 
     def _accumulate(self, slot: Variable, value: Tensor) -> None:
-        """Adds to a slot in stage I, at whose first step it begins anew."""
+        """Adds to a slot in stage I, at whose first step it begins again."""
         so_far = ops.convert_to_tensor(slot)
         first = ops.equal(self._step_of_cycle(), 0)
         total = ops.add(ops.where(first, 0.0, so_far), value)

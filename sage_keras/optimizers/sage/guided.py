@@ -232,7 +232,7 @@ class SensitivityGuided(VariableChoice):
     def sensitivity(self, variable: Variable) -> Tensor:
         """The bias-corrected moving average of a variable's sensitivity.
 
-        It is corrected whatever `bias_correction` says, so that figures of different steps and
+        It is corrected whatever `bias_correction` says, so that values of different steps and
         optimizers compare. Zeros before the first step.
 
         Args:
