@@ -130,5 +130,5 @@ def _commit():
         )
         return run.stdout.strip()
 
-    changed = git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
+    changed = git("status", "--porcelain", "--", ".", ":(exclude)*/results/*")
     return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")

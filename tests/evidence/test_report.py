@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks import intervals, report
-from benchmarks import lines as results
+from evidence import intervals, report
+from evidence import lines as results
 
 RATES = (1e-4, 2e-4, 4e-4)
 SEEDS = range(5)
@@ -45,7 +45,7 @@ def write(lines):
 
 
 def test_same_lines_give_the_same_files(tmp_path, capsys):
-    path = tmp_path / "glue.jsonl"
+    path = tmp_path / "runs.jsonl"
     for line in make_lines() + make_lines("cola"):
         results.append(path, line)
     pages = []

@@ -1,6 +1,6 @@
-"""Turns the lines of `results/glue.jsonl` into docs/results.md and its pictures.
+"""Turns the lines of `results/runs.jsonl` into docs/results.md and its pictures.
 
-    python -m benchmarks.report
+    python -m evidence.report
 
 The same lines give the same text.
 """
@@ -10,25 +10,23 @@ import collections
 import pathlib
 import statistics
 
-from benchmarks import common
-from benchmarks import lines as results
-from benchmarks.intervals import paired, pooled
+from evidence import lines as results
+from evidence import report_plots
+from evidence.arms import (
+    BASE,
+    BLOCKS,
+    CALIBRATED,
+    CONTROLS,
+    MEAN_SCALE,
+    MEAN_SCALE_BLOCKS,
+    SAGE,
+    label,
+)
+from evidence.intervals import paired, pooled
 
-REDUNDANCY = common.RESULTS / "redundancy.jsonl"
+REDUNDANCY = results.FOLDER / "redundancy.jsonl"
 METHOD = pathlib.Path(__file__).parent / "method.md"
-DOCS = common.RESULTS.parents[1] / "docs"
-BASE = results.BASE
-SAGE = ("Sage", 0.75)
-BLOCKS = ("SageBlocks", 0.75)
-MEAN_SCALE_BLOCKS = ("MeanScaleBlocks", 0.75)
-CALIBRATED = ("Calibrated", 0.75)
-MEAN_SCALE = ("MeanScale", 0.75)
-CONTROLS = {
-    MEAN_SCALE: "one mean scale for the whole model",
-    ("TensorMean", 0.75): "one mean scale for each tensor",
-    ("RandomScale", 0.75): "scales dealt out at random",
-    ("FrozenScale", 0.75): "scales frozen after warm-up",
-}
+DOCS = METHOD.parents[1] / "docs"
 ENOUGH_SEEDS = 5
 
 
@@ -101,9 +99,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     lines = results.read(options.results)
     if not lines:
-        raise SystemExit(f"No lines in {options.results}: run python -m benchmarks.glue first.")
-
-    from benchmarks import report_plots
+        raise SystemExit(f"No lines in {options.results}: run python -m evidence.grid first.")
 
     evidence, redundancy = Evidence(lines), results.read(options.redundancy)
     (options.docs / "images").mkdir(parents=True, exist_ok=True)
@@ -123,7 +119,7 @@ def write(evidence, redundancy=()):
 
     Args:
         evidence: An `Evidence`.
-        redundancy: List of dicts, the lines of `benchmarks.redundancy`.
+        redundancy: List of dicts, the lines of `evidence.redundancy`.
     """
     parts = [
         "# Does SAGE help, and is it the sensitivity?",
@@ -159,15 +155,15 @@ def answer(evidence):
 
 def verdict(evidence, arm, base, what=None):
     """One sentence: the difference over the finished tasks, and what follows."""
-    label = f"{name(base)} ({what})" if what else f"tuned {name(base)}"
+    other = f"{label(base)} ({what})" if what else f"tuned {label(base)}"
     tasks = evidence.compared(arm, base)
     if not tasks:
-        return f"{name(arm)} against {label}: no task is finished yet."
+        return f"{label(arm)} against {other}: no task is finished yet."
     difference = evidence.pooled(arm, base)
     finding = {1: "better", 0: "no difference that can be told from chance", -1: "worse"}
     single = [f"{task} {100 * evidence.difference(task, arm, base).mean:+.2f}" for task in tasks]
     return (
-        f"{name(arm)} against {label}: {points(difference)}, {finding[difference.sign]} "
+        f"{label(arm)} against {other}: {points(difference)}, {finding[difference.sign]} "
         f"({', '.join(single)})."
     )
 
@@ -196,7 +192,7 @@ def task_section(evidence, task):
     for arm, rates in evidence.tuning[task].items():
         best = evidence.best[task][arm]
         edge = " (edge)" if len(rates) > 1 and best in (min(rates), max(rates)) else ""
-        cells = [name(arm), f"{best:g}{edge}", *final_cells(evidence, task, arm)]
+        cells = [label(arm), f"{best:g}{edge}", *final_cells(evidence, task, arm)]
         tuned = list(rates.values())
         rows.append([*cells, percent(statistics.fmean(tuned)), percent(min(tuned))])
     return f"## {task}\n\n{table(rows)}"
@@ -285,7 +281,7 @@ def redundancy_section(lines):
         for arm, some in arms.items():
             gini = f"{statistics.fmean(line['gini'] for line in some):.4f}"
             kept = [mean([line["pruning"][fraction] for line in some]) for fraction in fractions]
-            rows.append([f"{task}, {name(arm)}", str(len(some)), gini, *kept])
+            rows.append([f"{task}, {label(arm)}", str(len(some)), gini, *kept])
     text = (
         "The Gini index of the sensitivity of the trained blocks (0 where all weights are equally "
         "sensitive), and the metric with so many of their least sensitive weights zeroed. In the "
@@ -313,11 +309,6 @@ def surroundings(evidence):
     }
     made = [f"- {count} runs on {on}, {backend}" for (on, backend), count in machines.items()]
     return "\n".join(["## Machines", "", *made, "", f"Versions: {', '.join(sorted(versions))}."])
-
-
-def name(arm):
-    """An arm as it is written: its name, and its beta_3 where it has one."""
-    return arm[0] if arm[1] is None else f"{arm[0]} {arm[1]:g}"
 
 
 def mean(values):

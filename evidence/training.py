@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from benchmarks.tasks import METRICS
+from evidence.tasks import METRICS
 from sage_keras.callbacks import SwapTrueWeights
 from sage_keras.optimizers.mixing import WeightMixing
 

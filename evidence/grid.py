@@ -1,10 +1,10 @@
 """Trains every arm on every task, all tuned alike: one JSON line for each run.
 
-    python -m benchmarks.glue --tasks reviews320 vit
-    KERAS_BACKEND=jax python -m benchmarks.glue --tasks cola --glue-dir FOLDER --arms AdamW Sage
+    python -m evidence.grid --tasks reviews320 vit
+    KERAS_BACKEND=jax python -m evidence.grid --tasks cola --glue-dir FOLDER --arms AdamW Sage
 
 A run that is in the file is not repeated, and one that is stopped leaves nothing behind: stop the
-command when you like, and give it again. `benchmarks.report` reads the file.
+command when you like, and give it again. `evidence.report` reads the file.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import pathlib
 from tqdm import tqdm
 
 from benchmarks import common
-from benchmarks import lines as results
+from evidence import lines as results
 
 SEEDS = {"tune": (100,), **dict.fromkeys(results.FACTORS, range(5))}
 FINE_TUNING_RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
@@ -25,8 +25,8 @@ EXTENSIONS = 3  # at each end, at most
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    from benchmarks.arms import ARMS
-    from benchmarks.tasks import make_tasks
+    from evidence.arms import ARMS
+    from evidence.tasks import make_tasks
 
     tasks = make_tasks(options.glue_dir)
     check("--tasks", options.tasks, tasks)
@@ -126,7 +126,7 @@ class Grid:
 
     def _make_trainer(self, task, arm):
         """The trainer of the run before, where task and arm are the same: it is compiled."""
-        from benchmarks.training import Trainer
+        from evidence.training import Trainer
 
         if self._data[0] is not task:
             self._data = task, task.load()

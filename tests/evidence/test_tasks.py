@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from benchmarks import glue, tasks
-from benchmarks import lines as results
+from evidence import grid, tasks
+from evidence import lines as results
 from sage_keras import TRANSFORMER_BLOCKS, arguments
 
 
@@ -60,5 +60,5 @@ def test_weights_follow_from_the_seed():
 def test_every_task_is_tuned_over_the_rates_of_its_kind():
     made = tasks.make_tasks()
     assert set(results.MAIN_TASKS) <= set(made)
-    scratch = {name for name in made if glue.rates_to_try([], name) == list(glue.SCRATCH_RATES)}
+    scratch = {name for name in made if grid.rates_to_try([], name) == list(grid.SCRATCH_RATES)}
     assert scratch == {name for name in made if made[name].make_model is not tasks.make_encoder}

@@ -7,10 +7,30 @@ import typing
 import keras
 from keras import ops
 
-from benchmarks import controls
+from evidence import controls
+from evidence import lines as results
 from sage_keras import TRANSFORMER_BLOCKS, TRANSFORMER_MATRICES, DPSDense, Sage, SageAdamax
 
 BETA_3 = 0.75  # of the controls, and of what is not tried with others
+
+# What the page asks about. In the lines an arm is its name and its beta_3.
+BASE = results.BASE
+SAGE = ("Sage", BETA_3)
+BLOCKS = ("SageBlocks", BETA_3)
+CALIBRATED = ("Calibrated", BETA_3)
+MEAN_SCALE = ("MeanScale", BETA_3)
+MEAN_SCALE_BLOCKS = ("MeanScaleBlocks", BETA_3)
+CONTROLS = {
+    MEAN_SCALE: "one mean scale for the whole model",
+    ("TensorMean", BETA_3): "one mean scale for each tensor",
+    ("RandomScale", BETA_3): "scales dealt out at random",
+    ("FrozenScale", BETA_3): "scales frozen after warm-up",
+}
+
+
+def label(arm):
+    """An arm of the lines as it is written: its name, and its beta_3 where it has one."""
+    return arm[0] if arm[1] is None else f"{arm[0]} {arm[1]:g}"
 
 
 class WarmupAndDecay(keras.optimizers.schedules.LearningRateSchedule):
@@ -59,7 +79,7 @@ class Arm:
     arguments: typing.Callable = lambda total_steps, warmup_steps: {}
 
     def __str__(self):
-        return self.name if self.beta_3 is None else f"{self.name} {self.beta_3:g}"
+        return label((self.name, self.beta_3))
 
     def make_optimizer(self, total_steps):
         """The optimizer under the common recipe, at a learning rate that is yet to be set.
