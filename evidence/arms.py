@@ -9,7 +9,14 @@ from keras import ops
 
 from evidence import controls
 from evidence import lines as results
-from sage_keras import TRANSFORMER_BLOCKS, TRANSFORMER_MATRICES, DPSDense, Sage, SageAdamax
+from sage_keras import (
+    TRANSFORMER_BLOCKS,
+    TRANSFORMER_MATRICES,
+    DPSDense,
+    LayerwiseAdamW,
+    Sage,
+    SageAdamax,
+)
 
 BETA_3 = 0.75  # of the controls, and of what is not tried with others
 
@@ -106,6 +113,11 @@ def _blocks(total_steps, warmup_steps):
     return {"include": TRANSFORMER_BLOCKS}
 
 
+def _blocks_at_half(total_steps, warmup_steps):
+    # About the mean of Sage's scale. One pattern: each by itself has to match a variable.
+    return {"learning_rate_multipliers": {"|".join(TRANSFORMER_BLOCKS): 0.5}}
+
+
 def _dps(total_steps, warmup_steps):
     # Ten cycles. What is left over of the steps stays in stage I of an eleventh.
     return {"stage_steps": max(1, total_steps // 20), "include": TRANSFORMER_MATRICES}
@@ -137,4 +149,9 @@ ARMS = [
     Arm("SageBlocks", Sage, 0.9, _blocks),
     Arm("DPSDense", DPSDense, None, _dps),
     Arm("DPSMix", controls.SeededDPSMix, None, _dps),
+    # For GLUE: the authors' scope, with both values of beta_3 that they name.
+    Arm("SageBlocks", Sage, 0.85, _blocks),
+    Arm("SageAdamaxBlocks", SageAdamax, 0.75, _blocks),
+    Arm("SageAdamaxBlocks", SageAdamax, 0.85, _blocks),
+    Arm("LayerwiseAdamW", LayerwiseAdamW, None, _blocks_at_half),
 ]

@@ -18,6 +18,8 @@ from evidence import lines as results
 
 SEEDS = {"tune": (100,), **dict.fromkeys(results.FACTORS, range(5))}
 FINE_TUNING_RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
+GLUE_RATES = tuple(2.5e-5 * 2**power for power in range(8))
+GLUE = ("cola", "rte", "mrpc")
 SCRATCH = ("vit", "translation")  # how the names of tasks from scratch begin
 SCRATCH_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 EXTENSIONS = 3  # at each end, at most
@@ -70,15 +72,16 @@ class Grid:
         self.arms = arms
         self.seeds = seeds
         self.lines = results.read(path)
-        self._surroundings = surroundings()
+        self.surroundings = surroundings()
         self._data = self._trainer = (None, None)
 
-    def missing(self, task, phase):
+    def missing(self, task, phase, rates=None):
         """The runs of a task and phase that are not there yet, in the order to make them in.
 
         Args:
             task: A `Task`.
             phase: `"tune"`, or a key of `lines.FACTORS`.
+            rates: List of floats, or `None` for those of the phase.
 
         Returns:
             List of tuples of arm, learning rate, seed and phase. The rate is `None` where it is
@@ -88,11 +91,13 @@ class Grid:
         best = results.best_rates(self.lines, task.name)
         runs = []
         for arm in self.arms:
-            if phase == "tune":
-                rates = rates_to_try(self.lines, task.name)
+            if rates:
+                chosen = rates
+            elif phase == "tune":
+                chosen = rates_to_try(self.lines, task.name)
             else:
-                rates = [results.rate_of_phase(best, (arm.name, arm.beta_3), phase)]
-            for rate in rates:
+                chosen = [results.rate_of_phase(best, (arm.name, arm.beta_3), phase)]
+            for rate in chosen:
                 for seed in self.seeds or SEEDS[phase]:
                     if (task.name, arm.name, arm.beta_3, rate, seed, phase == "tune") not in there:
                         runs.append((arm, rate, seed, phase))
@@ -108,7 +113,10 @@ class Grid:
             seed: Integer.
             phase: String.
         """
-        figures = self._make_trainer(task, arm).run(learning_rate, seed)
+        values = self._make_trainer(task, arm).run(learning_rate, seed)
+        self._add(task, arm, learning_rate, seed, phase, values)
+
+    def _add(self, task, arm, learning_rate, seed, phase, values):
         line = {
             "task": task.name,
             "arm": arm.name,
@@ -117,17 +125,15 @@ class Grid:
             "seed": seed,
             "phase": phase,
             "metric": task.metric,
-            **figures,
+            **values,
             "time": datetime.datetime.now().isoformat(timespec="seconds"),
-            **self._surroundings,
+            **self.surroundings,
         }
         results.append(self.path, line)
         self.lines.append(line)
 
     def _make_trainer(self, task, arm):
         """The trainer of the run before, where task and arm are the same: it is compiled."""
-        from evidence.training import Trainer
-
         if self._data[0] is not task:
             self._data = task, task.load()
         if self._trainer[0] != (task, arm):
@@ -135,8 +141,13 @@ class Grid:
 
             self._trainer = None, None  # frees its memory first
             keras.backend.clear_session()
-            self._trainer = (task, arm), Trainer(task, self._data[1], arm)
+            self._trainer = (task, arm), self._new_trainer(task, self._data[1], arm)
         return self._trainer[1]
+
+    def _new_trainer(self, task, data, arm):
+        from evidence.training import Trainer
+
+        return Trainer(task, data, arm)
 
 
 def rates_to_try(lines, task):
@@ -152,6 +163,8 @@ def rates_to_try(lines, task):
     Returns:
         List of floats.
     """
+    if task in GLUE:
+        return list(GLUE_RATES)  # so wide that no arm needs another
     first = SCRATCH_RATES if task.startswith(SCRATCH) else FINE_TUNING_RATES
     values = results.tuning_values(lines, task)
     tried = sorted({*first, *(rate for rates in values.values() for rate in rates)})
