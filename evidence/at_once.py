@@ -197,7 +197,7 @@ def main(arguments=None):
     grid.check("--tasks", options.tasks, tasks)
     grid.check("--arms", options.arms, [str(arm) for arm in ARMS])
     arms = [arm for arm in ARMS if str(arm) in options.arms]
-    made = Grid(options.results, arms, options.at_once, options.seeds)
+    made = Grid(options.results, arms, options.at_once)
     made.surroundings |= {
         "machine": ", ".join(dict.fromkeys(device.device_kind for device in jax.devices())),
         "precision": options.precision,
@@ -205,6 +205,7 @@ def main(arguments=None):
     }
     for name in options.tasks:
         for phase in options.phase:
+            made.seeds = options.tune_seeds if phase == "tune" else options.seeds
             made.run_all(tasks[name], phase, options.rates)
 
 
@@ -218,6 +219,7 @@ def parse_arguments(arguments):
     add("--arms", nargs="+", required=True, help='such as AdamW or "Sage 0.75"')
     add("--phase", nargs="+", choices=grid.SEEDS, default=["tune", "final"], help="in this order")
     add("--seeds", nargs="+", type=int, help="those of the phase if left out")
+    add("--tune-seeds", nargs="+", type=int, help="likewise, of tuning")
     add("--rates", nargs="+", type=float, help="those of the phase if left out")
     add("--at-once", type=int, default=8, help="how many runs")
     add("--precision", default="mixed_bfloat16", choices=["float32", "mixed_bfloat16"])

@@ -16,7 +16,11 @@ from tqdm import tqdm
 from benchmarks import common
 from evidence import lines as results
 
-SEEDS = {"tune": (100,), **dict.fromkeys(results.FACTORS, range(5))}
+SEEDS = {
+    "tune": (100,),
+    **dict.fromkeys(results.FACTORS, range(5)),
+    "further": range(1000, 1020),
+}
 FINE_TUNING_RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
 GLUE_RATES = tuple(2.5e-5 * 2**power for power in range(8))
 GLUE = ("cola", "rte", "mrpc")

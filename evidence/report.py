@@ -51,6 +51,8 @@ class Evidence:
     def values(self, task, phase):
         """The metric of a phase by arm and seed: of all runs at its rate that are not tuning.
 
+        The further seeds stand for themselves.
+
         Args:
             task: String.
             phase: A key of `lines.FACTORS`.
@@ -60,7 +62,8 @@ class Evidence:
         """
         values = collections.defaultdict(dict)
         for line in self.lines:
-            if line["task"] == task and line["phase"] != "tune":
+            apart = "further" in (phase, line["phase"]) and phase != line["phase"]
+            if line["task"] == task and line["phase"] != "tune" and not apart:
                 arm = results.arm_of(line)
                 if line["learning_rate"] == results.rate_of_phase(self.best[task], arm, phase):
                     values[arm][line["seed"]] = line["value"]
