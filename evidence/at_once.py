@@ -39,15 +39,21 @@ class Batch(Start):
         if isinstance(self.optimizer, WeightMixing):
             raise ValueError(f"{arm} mixes weights: run it by evidence.grid")
         self.count = count
-        sizes = [len(self.model.trainable_variables), len(self.model.non_trainable_variables)]
-        self._cuts = np.cumsum(sizes).tolist()
+        self._share_the_schedule()
         # The step count is one for all runs, or a condition on it would take both branches.
         self._axes = [
-            None if variable is self.optimizer.iterations else 0 for variable in self._order()
+            None if variable is self.optimizer.iterations else 0
+            for variable in self.optimizer.variables
         ]
         self._inputs = keras.tree.map_structure(jnp.asarray, data.train[0])
-        self._train = jax.jit(self._train_all, donate_argnums=0)
-        self._predict = jax.jit(self._predict_all)
+        self._validation = keras.tree.map_structure(jnp.asarray, self._batched(data.validation))
+        # Two programs: what one arm compiles of the model, the others find in JAX's cache.
+        self._differentiate = jax.jit(jax.vmap(self._gradients, in_axes=(0, 0, None, 0, 0)))
+        self._update = jax.jit(
+            jax.vmap(self._apply, in_axes=(0, self._axes, 0), out_axes=(0, self._axes)),
+            donate_argnums=(0, 1),
+        )
+        self._predict = jax.jit(jax.vmap(self._logits, in_axes=(0, 0, None)))
 
     def run(self, runs):
         """Trains from the start, and measures.
@@ -60,10 +66,17 @@ class Batch(Start):
         """
         began = time.perf_counter()
         filled = [*runs, *[runs[-1]] * (self.count - len(runs))]
-        state, rows, labels = self._begin(filled)
-        state, losses = self._train(state, rows, labels)
-        logits = np.asarray(self._predict(state), "float32")[:, : len(self.data.validation[1])]
-        losses = np.asarray(losses)[-self.steps :].mean(axis=0).tolist()
+        trained, others, slots, rows, labels = self._begin(filled)
+        losses = []
+        for step_rows, step_labels in zip(rows, labels):
+            loss, others, gradients = self._differentiate(
+                trained, others, self._inputs, step_rows, step_labels
+            )
+            trained, slots = self._update(trained, slots, gradients)
+            losses.append(loss)
+        logits = np.asarray(self._predict(trained, others, self._validation))
+        logits = logits[:, : len(self.data.validation[1])]
+        losses = np.mean(losses[-self.steps :], axis=0).tolist()
         seconds = (time.perf_counter() - began) / len(runs)
         metric = METRICS[self.task.metric]
         return [
@@ -75,77 +88,66 @@ class Batch(Start):
             for answers, loss, _ in zip(logits, losses, runs)
         ]
 
-    def _order(self):
-        """All variables: those to train, the others, and the optimizer's."""
-        model = self.model
-        return model.trainable_variables + model.non_trainable_variables + self.optimizer.variables
+    def _share_the_schedule(self):
+        """Makes the steps of the schedule variables: tasks of any length share one program."""
+        schedule, optimizer = self.optimizer.schedule, self.optimizer
+        for name in ("total_steps", "warmup_steps"):
+            value = keras.initializers.Constant(getattr(schedule, name))
+            setattr(schedule, name, optimizer.add_variable((), value, "float32", name=name))
 
     def _begin(self, runs):
-        """The state of all runs side by side, and the examples of each by step."""
+        """Weights, other variables and slots of all runs side by side; examples by step."""
+        model, optimizer = self.model, self.optimizer
+        parts = [model.trainable_variables, model.non_trainable_variables, optimizer.variables]
         states, orders = [], {}
         for learning_rate, seed in runs:
             self.reset(learning_rate, seed)
-            states.append([jnp.copy(variable.value) for variable in self._order()])
+            states.append([[jnp.copy(one.value) for one in part] for part in parts])
             if seed not in orders:
                 numbered = Data((np.arange(len(self.data.train[1])), self.data.train[1]), None)
                 examples = self.task.draw_examples(numbered, seed)
                 orders[seed] = in_order(*examples, self.steps, self.task.epochs, seed)
-        state = [
-            values[0] if axis is None else jnp.stack(values)
-            for axis, *values in zip(self._axes, *states)
-        ]
+        trained, others, slots = jax.tree.map(lambda *values: jnp.stack(values), *states)
+        slots = [one[0] if axis is None else one for axis, one in zip(self._axes, slots)]
         steps = self.steps * self.task.epochs
 
         def by_step(which):
             array = np.stack([orders[seed][which] for _, seed in runs])
             return array.reshape(self.count, steps, BATCH_SIZE, *array.shape[2:]).swapaxes(0, 1)
 
-        return state, by_step(0), by_step(1)
+        return trained, others, slots, by_step(0), by_step(1)
 
-    def _split(self, state):
-        first, second = self._cuts
-        return state[:first], state[first:second], state[second:]
-
-    def _train_all(self, state, rows, labels):
-        step = jax.vmap(self._step, in_axes=(self._axes, 0, 0), out_axes=(self._axes, 0))
-
-        def body(state, examples):
-            return step(state, *examples)
-
-        return jax.lax.scan(body, state, (rows, labels))
-
-    def _step(self, state, rows, labels):
-        trained, others, slots = self._split(state)
-        inputs = keras.tree.map_structure(lambda array: array[rows], self._inputs)
+    def _gradients(self, trained, others, inputs, rows, labels):
+        inputs = keras.tree.map_structure(lambda array: array[rows], inputs)
 
         def loss(trained):
             logits, new = self.model.stateless_call(trained, others, inputs, training=True)
             return self.loss(labels, jnp.asarray(logits, "float32")), new
 
         (value, others), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
-        trained, slots = self.optimizer.stateless_apply(slots, gradients, trained)
-        return [*trained, *others, *slots], value
+        return value, others, gradients
 
-    def _predict_all(self, state):
-        inputs, labels = self.data.validation
+    def _apply(self, trained, slots, gradients):
+        return self.optimizer.stateless_apply(slots, gradients, trained)
+
+    def _logits(self, trained, others, batches):
+        def predict(batch):
+            logits, _ = self.model.stateless_call(trained, others, batch, training=False)
+            return jnp.asarray(logits, "float32")
+
+        logits = jax.lax.map(predict, batches)
+        return logits.reshape(-1, *logits.shape[2:])
+
+    @staticmethod
+    def _batched(validation):
+        """The inputs in batches of one size, the first ones again at the end."""
+        inputs, labels = validation
         count = math.ceil(len(labels) / VALIDATION_BATCH_SIZE)
         rows = np.arange(count * VALIDATION_BATCH_SIZE) % len(labels)
-        batches = keras.tree.map_structure(
+        return keras.tree.map_structure(
             lambda array: array[rows].reshape(count, VALIDATION_BATCH_SIZE, *array.shape[1:]),
             inputs,
         )
-
-        def one_run(state):
-            trained, others, _ = self._split(state)
-
-            def predict(batch):
-                logits, _ = self.model.stateless_call(trained, others, batch, training=False)
-                return jnp.asarray(logits, "float32")
-
-            logits = jax.lax.map(predict, batches)
-            return logits.reshape(-1, *logits.shape[2:])
-
-        return jax.vmap(one_run, in_axes=(self._axes,))(state)
 
 
 class Grid(grid.Grid):
