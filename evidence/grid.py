@@ -45,7 +45,11 @@ def main(arguments=None):
     made = 0
     with tqdm(unit="s", smoothing=0, bar_format=BAR) as bar:
         while options.limit is None or made < options.limit:
-            missing = [(task, *run) for task, phase in stages for run in grid.missing(task, phase)]
+            missing = [
+                (task, *run)
+                for task, phase in stages
+                for run in grid.missing(task, phase, options.rates)
+            ]
             bar.total = bar.n + sum(task.seconds for task, *_ in missing)
             bar.refresh()
             if not missing:
@@ -208,6 +212,7 @@ def parse_arguments(arguments):
     add("--arms", nargs="+", default=[], help='such as Sage or "Sage 0.9"; all if left out')
     add("--phase", nargs="+", choices=SEEDS, default=["tune", "final"], help="in this order")
     add("--seeds", nargs="+", type=int, help="those of the phase if left out")
+    add("--rates", nargs="+", type=float, help="those of the phase if left out")
     add("--limit", type=int, help="how many runs to make at most")
     add("--glue-dir", type=pathlib.Path, help="folder of cola.train.tsv.gz and so on; else TFDS")
     add("--results", type=pathlib.Path, default=results.RESULTS, help="the file of JSON lines")
