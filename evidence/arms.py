@@ -27,6 +27,7 @@ BLOCKS = ("SageBlocks", BETA_3)
 CALIBRATED = ("Calibrated", BETA_3)
 MEAN_SCALE = ("MeanScale", BETA_3)
 MEAN_SCALE_BLOCKS = ("MeanScaleBlocks", BETA_3)
+LAYERWISE = ("LayerwiseAdamW", None)
 CONTROLS = {
     MEAN_SCALE: "one mean scale for the whole model",
     ("TensorMean", BETA_3): "one mean scale for each tensor",

@@ -10,83 +10,17 @@ import collections
 import pathlib
 import statistics
 
+from evidence import answer, report_plots
 from evidence import lines as results
-from evidence import report_plots
-from evidence.arms import (
-    BASE,
-    BLOCKS,
-    CALIBRATED,
-    CONTROLS,
-    MEAN_SCALE,
-    MEAN_SCALE_BLOCKS,
-    SAGE,
-    label,
-)
+from evidence.arms import BASE, CALIBRATED, MEAN_SCALE, SAGE, label
 from evidence.intervals import paired, pooled
+from evidence.tables import difference_cells, mean, percent, table
+from evidence.values import ENOUGH_SEEDS, Evidence
 
 REDUNDANCY = results.FOLDER / "redundancy.jsonl"
+LEFT_OUT = results.FOLDER / "left_out.jsonl"
 METHOD = pathlib.Path(__file__).parent / "method.md"
 DOCS = METHOD.parents[1] / "docs"
-ENOUGH_SEEDS = 5
-
-
-class Evidence:
-    """What the lines say of each task and arm.
-
-    Args:
-        lines: List of dicts.
-    """
-
-    def __init__(self, lines):
-        self.lines = lines
-        there = dict.fromkeys(line["task"] for line in lines)
-        self.main_tasks = [task for task in results.MAIN_TASKS if task in there]
-        self.further_tasks = [task for task in there if task not in self.main_tasks]
-        self.tasks = self.main_tasks + self.further_tasks
-        self.metrics = {line["task"]: line["metric"] for line in lines}
-        self.best = {task: results.best_rates(lines, task) for task in self.tasks}
-        self.tuning = {task: results.tuning_values(lines, task) for task in self.tasks}
-        self.final = {task: self.values(task, "final") for task in self.tasks}
-
-    def values(self, task, phase):
-        """The metric of a phase by arm and seed: of all runs at its rate that are not tuning.
-
-        The further seeds stand for themselves.
-
-        Args:
-            task: String.
-            phase: A key of `lines.FACTORS`.
-
-        Returns:
-            Dict of arm to a dict of seed to metric.
-        """
-        values = collections.defaultdict(dict)
-        for line in self.lines:
-            apart = "further" in (phase, line["phase"]) and phase != line["phase"]
-            if line["task"] == task and line["phase"] != "tune" and not apart:
-                arm = results.arm_of(line)
-                if line["learning_rate"] == results.rate_of_phase(self.best[task], arm, phase):
-                    values[arm][line["seed"]] = line["value"]
-        return dict(values)
-
-    def difference(self, task, arm, base=BASE):
-        """An arm against another on one task, `None` where there are too few seeds."""
-        final = self.final[task]
-        return paired(final.get(arm, {}), final.get(base, {}))
-
-    def compared(self, arm, base):
-        """The main tasks on which both arms have all their seeds."""
-        finals = {task: self.final[task] for task in self.main_tasks}
-        return [
-            task
-            for task, final in finals.items()
-            if len(final.get(arm, {}).keys() & final.get(base, {}).keys()) >= ENOUGH_SEEDS
-        ]
-
-    def pooled(self, arm, base):
-        """An arm against another on all main tasks on which both are finished."""
-        tasks = self.compared(arm, base)
-        return pooled([(self.final[task][arm], self.final[task][base]) for task in tasks])
 
 
 def main(arguments=None):
@@ -98,6 +32,7 @@ def main(arguments=None):
     parser.add_argument(
         "--redundancy", type=pathlib.Path, default=REDUNDANCY, help="those of that benchmark"
     )
+    parser.add_argument("--left-out", type=pathlib.Path, default=LEFT_OUT, help="with reasons")
     parser.add_argument("--docs", type=pathlib.Path, default=DOCS, help="where results.md goes")
     options = parser.parse_args(arguments)
     lines = results.read(options.results)
@@ -106,7 +41,8 @@ def main(arguments=None):
 
     evidence, redundancy = Evidence(lines), results.read(options.redundancy)
     (options.docs / "images").mkdir(parents=True, exist_ok=True)
-    (options.docs / "results.md").write_text(write(evidence, redundancy), encoding="utf-8")
+    page = write(evidence, redundancy, results.read(options.left_out))
+    (options.docs / "results.md").write_text(page, encoding="utf-8")
     images = options.docs / "images"
     report_plots.draw_differences(evidence, images / "results_differences.png")
     report_plots.draw_rates(evidence, images / "results_rates.png")
@@ -117,58 +53,31 @@ def main(arguments=None):
     print(f"Wrote {options.docs / 'results.md'} from {len(lines)} runs")
 
 
-def write(evidence, redundancy=()):
+def write(evidence, redundancy=(), left_out=()):
     """The page as a string.
 
     Args:
         evidence: An `Evidence`.
         redundancy: List of dicts, the lines of `evidence.redundancy`.
+        left_out: List of dicts, lines that do not count, with the reason.
     """
     parts = [
         "# Does SAGE help, and is it the sensitivity?",
-        answer(evidence),
+        answer.bullets(evidence),
+        answer.verdicts(evidence),
         state(evidence),
         "![Difference to tuned AdamW by task](images/results_differences.png)",
         *(task_section(evidence, task) for task in evidence.main_tasks),
         "## Learning rates\n\n![Metric by learning rate](images/results_rates.png)",
+        *answer.further_section(evidence),
         *carried_section(evidence),
         *search_section(evidence),
         *redundancy_section(redundancy),
         METHOD.read_text(encoding="utf-8").strip(),
+        left_out_section(left_out),
         surroundings(evidence),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-# The answer.
-
-
-def answer(evidence):
-    sentences = [
-        f"**Does SAGE help?** {verdict(evidence, SAGE, BASE)}",
-        "With the Transformer blocks alone guided, as the authors do,",
-        verdict(evidence, BLOCKS, BASE),
-        "**Is it the sensitivity?**",
-        *(verdict(evidence, SAGE, arm, what) for arm, what in CONTROLS.items()),
-        verdict(evidence, BLOCKS, MEAN_SCALE_BLOCKS, "one mean scale for all blocks"),
-    ]
-    unit = "Differences are in points, hundredths of the metric, with their 95 % intervals."
-    return " ".join([*sentences, unit])
-
-
-def verdict(evidence, arm, base, what=None):
-    """One sentence: the difference over the finished tasks, and what follows."""
-    other = f"{label(base)} ({what})" if what else f"tuned {label(base)}"
-    tasks = evidence.compared(arm, base)
-    if not tasks:
-        return f"{label(arm)} against {other}: no task is finished yet."
-    difference = evidence.pooled(arm, base)
-    finding = {1: "better", 0: "no difference that can be told from chance", -1: "worse"}
-    single = [f"{task} {100 * evidence.difference(task, arm, base).mean:+.2f}" for task in tasks]
-    return (
-        f"{label(arm)} against {other}: {points(difference)}, {finding[difference.sign]} "
-        f"({', '.join(single)})."
-    )
 
 
 def state(evidence):
@@ -208,14 +117,6 @@ def final_cells(evidence, task, arm):
     spread = percent(statistics.stdev(values)) if len(values) > 1 else "-"
     cells = [percent(statistics.fmean(values)), spread, percent(min(values)), str(len(values))]
     return [*cells, *difference_cells(None if arm == BASE else evidence.difference(task, arm))]
-
-
-def difference_cells(difference):
-    """A difference and its interval as two cells, empty ones where there is none."""
-    if difference is None:
-        return ["", ""]
-    interval = f"{100 * difference.low:+.2f} to {100 * difference.high:+.2f}"
-    return [f"{100 * difference.mean:+.2f}", interval]
 
 
 def carried_section(evidence):
@@ -302,6 +203,16 @@ def redundancy_groups(lines):
     return groups
 
 
+def left_out_section(lines):
+    """How many runs do not count, and why."""
+    reasons = collections.Counter((line["task"], line["arm"], line["reason"]) for line in lines)
+    rows = [["task", "arm", "runs", "why"]]
+    rows += [[task, arm, str(count), why] for (task, arm, why), count in reasons.items()]
+    return (
+        f"## Left out\n\n{len(lines)} runs, in `evidence/results/left_out.jsonl`.\n\n{table(rows)}"
+    )
+
+
 def surroundings(evidence):
     """Which machines and versions made the lines."""
     machines = collections.Counter((line["machine"], line["backend"]) for line in evidence.lines)
@@ -312,27 +223,6 @@ def surroundings(evidence):
     }
     made = [f"- {count} runs on {on}, {backend}" for (on, backend), count in machines.items()]
     return "\n".join(["## Machines", "", *made, "", f"Versions: {', '.join(sorted(versions))}."])
-
-
-def mean(values):
-    """The mean of metrics as it is written, a dash where there are none."""
-    return percent(statistics.fmean(values)) if len(values) else "-"
-
-
-def percent(value):
-    return f"{100 * value:.2f}"
-
-
-def points(difference):
-    mean, low, high = (
-        f"{100 * value:+.2f}" for value in (difference.mean, difference.low, difference.high)
-    )
-    return f"{mean} [{low}, {high}]"
-
-
-def table(rows):
-    rows = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 if __name__ == "__main__":

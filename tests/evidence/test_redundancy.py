@@ -1,4 +1,4 @@
-"""Redundancy of a trained model: the figures of a run, and a file that is added to once."""
+"""Redundancy of a trained model: the numbers of a run, and a file that is added to once."""
 
 import keras
 import numpy as np
