@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from modes import BACKEND
-from test_grid import ARM, TASK, load
+from tiny_task import ARM, TASK, load
 
 from evidence import training
 

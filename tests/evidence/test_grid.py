@@ -3,39 +3,18 @@
 import dataclasses
 import json
 
-import keras
 import numpy as np
 import pytest
+from tiny_task import ARM, TASK, load
 
 from evidence import grid, training
 from evidence import lines as results
-from evidence.arms import ARMS
-from evidence.tasks import Data, Task, matthews
+from evidence.tasks import matthews
 
 RATES = grid.FINE_TUNING_RATES
 
 
-def make_model():
-    inputs = keras.Input((4,))
-    x = keras.layers.Dense(6, activation="relu", name="block_0")(inputs)
-    x = keras.layers.Dropout(0.3)(x)
-    return keras.Model(inputs, keras.layers.Dense(2, name="logits")(x))
-
-
-def draw_weights(model, seed):
-    keras.utils.set_random_seed(seed)
-    model.set_weights(make_model().get_weights())
-
-
-def load():
-    x = np.random.default_rng(0).normal(size=(200, 4)).astype("float32")
-    y = (x[:, 0] * x[:, 1] > 0).astype("int32")
-    return Data((x[:130], y[:130]), (x[130:], y[130:]))
-
-
-TASK = Task("tiny", load, make_model, draw_weights, epochs=3, train_size=100)
 ALL_EXAMPLES = dataclasses.replace(TASK, train_size=None)
-ARM = {str(arm): arm for arm in ARMS}
 
 
 def make_line(arm="AdamW", beta_3=None, rate=1e-4, seed=100, phase="tune", value=0.5, task="tiny"):
@@ -55,9 +34,8 @@ def tuned(best, **kwargs):
     return [make_line(rate=r, value=0.9 if r == best else 0.5, **kwargs) for r in RATES]
 
 
-@pytest.mark.parametrize(
-    "name", ["RandomScale 0.75", pytest.param("DPSMix", marks=pytest.mark.extended)]
-)
+@pytest.mark.extended
+@pytest.mark.parametrize("name", ["RandomScale 0.75", "DPSMix"])
 def test_run_does_not_depend_on_the_runs_before_it(name):
     trainer = training.Trainer(TASK, load(), ARM.get(name))
     first, other, again = (trainer.run(3e-2, seed) for seed in (1, 2, 1))
@@ -113,7 +91,9 @@ def test_phases_beyond_the_best_rate_and_at_that_of_adamw(tmp_path):
         results.append(path, line)
     runs = grid.Grid(path, [ARM["Sage 0.75"]], seeds=[0])
     rates = {phase: runs.missing(TASK, phase)[0][1] for phase in results.FACTORS}
-    assert rates == {"final": 4e-4, "twice": 8e-4, "four_times": 1.6e-3, "adamw_rate": 2e-4}
+    beyond = {"final": 4e-4, "twice": 8e-4, "four_times": 1.6e-3, "adamw_rate": 2e-4}
+    assert rates == beyond | {"further": 4e-4}
+    assert [run[1] for run in runs.missing(TASK, "further", [5e-4, 6e-4])] == [5e-4, 6e-4]
     # A run that was made for another reason is there.
     results.append(path, make_line(rate=2e-4, seed=0, phase="final", **sage))
     runs = grid.Grid(path, [ARM["Sage 0.75"]], seeds=[0])
