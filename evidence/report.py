@@ -19,6 +19,7 @@ from evidence.values import ENOUGH_SEEDS, Evidence
 
 REDUNDANCY = results.FOLDER / "redundancy.jsonl"
 LEFT_OUT = results.FOLDER / "left_out.jsonl"
+REPEATED = results.FOLDER / "repeated.jsonl"
 METHOD = pathlib.Path(__file__).parent / "method.md"
 DOCS = METHOD.parents[1] / "docs"
 
@@ -33,6 +34,7 @@ def main(arguments=None):
         "--redundancy", type=pathlib.Path, default=REDUNDANCY, help="those of that benchmark"
     )
     parser.add_argument("--left-out", type=pathlib.Path, default=LEFT_OUT, help="with reasons")
+    parser.add_argument("--repeated", type=pathlib.Path, default=REPEATED, help="made once more")
     parser.add_argument("--docs", type=pathlib.Path, default=DOCS, help="where results.md goes")
     options = parser.parse_args(arguments)
     lines = results.read(options.results)
@@ -41,7 +43,9 @@ def main(arguments=None):
 
     evidence, redundancy = Evidence(lines), results.read(options.redundancy)
     (options.docs / "images").mkdir(parents=True, exist_ok=True)
-    page = write(evidence, redundancy, results.read(options.left_out))
+    page = write(
+        evidence, redundancy, results.read(options.left_out), results.read(options.repeated)
+    )
     (options.docs / "results.md").write_text(page, encoding="utf-8")
     images = options.docs / "images"
     report_plots.draw_differences(evidence, images / "results_differences.png")
@@ -53,13 +57,14 @@ def main(arguments=None):
     print(f"Wrote {options.docs / 'results.md'} from {len(lines)} runs")
 
 
-def write(evidence, redundancy=(), left_out=()):
+def write(evidence, redundancy=(), left_out=(), repeated=()):
     """The page as a string.
 
     Args:
         evidence: An `Evidence`.
         redundancy: List of dicts, the lines of `evidence.redundancy`.
         left_out: List of dicts, lines that do not count, with the reason.
+        repeated: List of dicts, lines of runs that were made once more.
     """
     parts = [
         "# Does SAGE help, and is it the sensitivity?",
@@ -74,6 +79,7 @@ def write(evidence, redundancy=(), left_out=()):
         *search_section(evidence),
         *redundancy_section(redundancy),
         METHOD.read_text(encoding="utf-8").strip(),
+        *repeated_section(evidence, repeated),
         left_out_section(left_out),
         surroundings(evidence),
     ]
@@ -201,6 +207,26 @@ def redundancy_groups(lines):
     for line in lines:
         groups.setdefault(line["task"], {}).setdefault(results.arm_of(line), []).append(line)
     return groups
+
+
+def repeated_section(evidence, lines):
+    """How far apart two runs of the same are, as a list of one part or none."""
+    first = {results.key(line): line for line in evidence.lines}
+    pairs = [(line, first[results.key(line)]) for line in lines if results.key(line) in first]
+    if not pairs:
+        return []
+    rows = [["task", "arm", "runs", "the same to the last bit", "farthest apart, points", "days"]]
+    groups = {}
+    for again, line in pairs:
+        groups.setdefault((line["task"], results.arm_of(line)), []).append((again, line))
+    for (task, arm), both in groups.items():
+        apart = [abs(again["value"] - line["value"]) for again, line in both]
+        days = sorted({f"{line['date']} and {again['date']}" for again, line in both})
+        same = str(apart.count(0.0))
+        cells = [task, label(arm), str(len(both)), same, percent(max(apart)), ", ".join(days)]
+        rows.append(cells)
+    text = "Runs of the grid that were made once more on another day, by another process."
+    return [f"## Repeated\n\n{text}\n\n{table(rows)}"]
 
 
 def left_out_section(lines):

@@ -61,7 +61,8 @@ def test_same_lines_give_the_same_files(tmp_path, capsys):
 
 
 def test_published_page_is_the_one_that_the_lines_give():
-    page = report.write(published(), read_redundancy(), results.read(report.LEFT_OUT))
+    others = results.read(report.LEFT_OUT), results.read(report.REPEATED)
+    page = report.write(published(), read_redundancy(), *others)
     assert page == (report.DOCS / "results.md").read_text(encoding="utf-8")
 
 
@@ -167,6 +168,16 @@ def test_further_seeds_stand_for_themselves():
     row = "| vit | 0.002, 0.004 | 5 of 20 | 55.20 | 51.20 | +4.00 | +4.00 to +4.00 |"
     assert row in page
     assert "SageBlocks 0.75 to MeanScaleBlocks 0.75 +0.00 [" in page.split("\n\n")[1]
+
+
+def test_repeated_runs_are_compared_with_the_first():
+    lines = [line | {"date": "2026-01-01"} for line in make_lines()]
+    assert "## Repeated" not in write(lines)
+    again = [line | {"date": "2026-01-02"} for line in lines[3:5]]  # AdamW's first final seeds
+    again[1]["value"] += 0.02
+    strange = again[0] | {"seed": 77}
+    page = report.write(report.Evidence(lines), repeated=[*again, strange])
+    assert "| vit | AdamW | 2 | 1 | 2.00 | 2026-01-01 and 2026-01-02 |" in page
 
 
 def test_runs_that_are_left_out_are_counted_with_their_reason():
