@@ -149,7 +149,7 @@ def batched(inputs, labels, batch_size):
 
 
 def in_order(inputs, labels, steps, epochs, seed):
-    """The examples of a whole training, one after the other: whole batches, shuffled anew by epoch.
+    """The examples of a whole training, one after the other: whole batches, shuffled by epoch.
 
     Args:
         inputs: Array or dict of arrays.

@@ -57,7 +57,7 @@ def test_training_learns_and_takes_whole_batches():
     assert int(trainer.optimizer.iterations) == 9
 
 
-def test_examples_are_shuffled_anew_in_each_epoch():
+def test_examples_are_shuffled_in_another_way_in_each_epoch():
     _, labels = training.in_order(np.arange(70), np.arange(70), steps=2, epochs=3, seed=0)
     epochs = labels.reshape(3, 64)
     assert all(len(set(epoch)) == 64 for epoch in epochs)
