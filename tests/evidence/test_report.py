@@ -131,6 +131,7 @@ def by_hand(lines, arm, base):
         (0, ("Sage", 0.75), ("AdamW", None)),
         (1, ("SageBlocks", 0.75), ("AdamW", None)),
         (2, ("SageBlocks", 0.75), ("MeanScaleBlocks", 0.75)),
+        (2, ("SageBlocks", 0.75), ("LayerwiseAdamW", None)),
         (2, ("Sage", 0.75), ("MeanScale", 0.75)),
     ],
 )
