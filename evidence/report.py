@@ -215,17 +215,21 @@ def repeated_section(evidence, lines):
     pairs = [(line, first[results.key(line)]) for line in lines if results.key(line) in first]
     if not pairs:
         return []
-    rows = [["task", "arm", "runs", "the same to the last bit", "farthest apart, points", "days"]]
+    rows = [["task, arm", "runs", "the same to the last bit", "farthest apart", "on the mean"]]
+    rows[0] += ["first", "again"]
     groups = {}
-    for again, line in pairs:
-        groups.setdefault((line["task"], results.arm_of(line)), []).append((again, line))
+    for pair in pairs:
+        groups.setdefault((pair[0]["task"], results.arm_of(pair[0])), []).append(pair)
     for (task, arm), both in groups.items():
-        apart = [abs(again["value"] - line["value"]) for again, line in both]
-        days = sorted({f"{line['date']} and {again['date']}" for again, line in both})
-        same = str(apart.count(0.0))
-        cells = [task, label(arm), str(len(both)), same, percent(max(apart)), ", ".join(days)]
-        rows.append(cells)
-    text = "Runs of the grid that were made once more on another day, by another process."
+        gaps = [again["value"] - line["value"] for again, line in both]
+        places = [
+            ", ".join(sorted({f"{line['date']}, {line['machine']}" for line in side}))
+            for side in (*zip(*both),)[::-1]
+        ]
+        counts = [str(len(gaps)), str(gaps.count(0.0))]
+        apart = [percent(max(map(abs, gaps))), f"{100 * statistics.fmean(gaps):+.2f}"]
+        rows.append([f"{task}, {label(arm)}", *counts, *apart, *places])
+    text = "Runs of the grid that were made once more on another day. Differences are in points."
     return [f"## Repeated\n\n{text}\n\n{table(rows)}"]
 
 

@@ -182,7 +182,8 @@ def test_repeated_runs_are_compared_with_the_first():
     again[1]["value"] += 0.02
     strange = again[0] | {"seed": 77}
     page = report.write(report.Evidence(lines), repeated=[*again, strange])
-    assert "| vit | AdamW | 2 | 1 | 2.00 | 2026-01-01 and 2026-01-02 |" in page
+    days = [f"2026-01-0{day}, some processor, 2 cores" for day in (1, 2)]
+    assert f"| vit, AdamW | 2 | 1 | 2.00 | +1.00 | {days[0]} | {days[1]} |" in page
 
 
 def test_runs_that_are_left_out_are_counted_with_their_reason():
