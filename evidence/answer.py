@@ -99,10 +99,17 @@ def further_section(evidence):
     if not pairs:
         return []
     rows.append(["all", *[""] * 4, *difference_cells(pooled(pairs))])
+    counts = [len(values.keys() & others.keys()) for values, others in pairs]
+    under_way = len(pairs) < len(FURTHER_RATES) or min(counts) < FURTHER_SEEDS
     text = (
         "SageBlocks 0.75 against MeanScaleBlocks 0.75 with seeds that had no part in the question, "
         "at rates that were fixed before."
     )
+    if under_way:
+        text += (
+            f" Under way: it decides nothing before all {len(FURTHER_RATES)} tasks have "
+            f"{FURTHER_SEEDS} seeds."
+        )
     return [f"## Further seeds\n\n{text}\n\n{table(rows)}", *_rates_alone(evidence)]
 
 

@@ -168,6 +168,7 @@ def test_further_seeds_stand_for_themselves():
     page = write(lines)
     row = "| vit | 0.002, 0.004 | 5 of 20 | 55.20 | 51.20 | +4.00 | +4.00 to +4.00 |"
     assert row in page
+    assert "Under way: it decides nothing before all 3 tasks have 20 seeds." in page
     assert "SageBlocks 0.75 to MeanScaleBlocks 0.75 +0.00 [" in page.split("\n\n")[1]
     # At the best rate too they have no part in the other tables.
     at_best = lines[-1] | {"learning_rate": 2e-4, "value": 9.0}
