@@ -45,23 +45,23 @@ def interleave(measure, names, repeats):
         repeats: Integer.
 
     Returns:
-        Dict of name to the list of its figures. Those of one position were taken side by side,
+        Dict of name to the list of its values. Those of one position were taken side by side,
         so that what slows the machine down for a while slows all of them.
     """
-    figures = {name: [] for name in names}
+    values = {name: [] for name in names}
     for turn in range(repeats):
         for name in list(names)[:: -1 if turn % 2 else 1]:
-            figures[name].append(measure(name))
-    return figures
+            values[name].append(measure(name))
+    return values
 
 
-def median(figures):
-    return statistics.median(figures)
+def median(values):
+    return statistics.median(values)
 
 
-def ratio(figures, base):
+def ratio(values, base):
     """The median of the ratios, pair by pair."""
-    return median([one / other for one, other in zip(figures, base)])
+    return median([one / other for one, other in zip(values, base)])
 
 
 def print_table(rows):
@@ -76,7 +76,7 @@ def print_table(rows):
 
 
 def record(benchmark, lines):
-    """Appends figures to `results/<benchmark>.jsonl`, with the machine, versions and commit.
+    """Appends values to `results/<benchmark>.jsonl`, with the machine, versions and commit.
 
     Args:
         benchmark: String, the name of the file.
@@ -90,7 +90,7 @@ def record(benchmark, lines):
 
 
 def surroundings():
-    """Where a figure comes from: the date, the commit, the machine and the versions."""
+    """Where a value comes from: the date, the commit, the machine and the versions."""
     return {
         "date": datetime.date.today().isoformat(),
         "commit": _commit(),
@@ -130,5 +130,5 @@ def _commit():
         )
         return run.stdout.strip()
 
-    changed = git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
+    changed = git("status", "--porcelain", "--", ".", ":(exclude)*/results/*")
     return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")

@@ -51,7 +51,7 @@ def main():
     add = parser.add_argument
     add("--shapes", nargs="+", default=["minilm"], choices=common.ENCODERS)
     add("--backends", nargs="+", default=list(FULL), choices=FULL)
-    add("--repeats", type=int, default=9, help="interleaved rounds, at least 5 for a figure")
+    add("--repeats", type=int, default=9, help="interleaved rounds, at least 5 for a value")
     add("--calls", type=int, default=3, help="steps in a row, of which the mean counts")
     add("--no-record", action="store_true", help="print only")
     options = parser.parse_args()
@@ -79,7 +79,7 @@ def main():
 
 
 def measure(shapes, arms, options):
-    """Runs the arms interleaved and returns one line of figures for each."""
+    """Runs the arms interleaved and returns one line of values for each."""
     workers = start_workers(common.encoder_shapes(shapes), {backend for backend, _, _ in arms})
 
     def ask(arm, request, *arguments):
@@ -94,11 +94,11 @@ def measure(shapes, arms, options):
             progress.update()
             return ask(arm, "seconds", options.calls)
 
-        figures = common.interleave(seconds, arms, options.repeats)
+        values = common.interleave(seconds, arms, options.repeats)
     for connection in workers.values():
         connection.send(None)
     parameters = common.parameter_count(common.encoder_shapes(shapes))
-    return [line(shapes, arm, parameters, figures, state_bytes[arm]) for arm in arms]
+    return [line(shapes, arm, parameters, values, state_bytes[arm]) for arm in arms]
 
 
 def start_workers(shapes, backends):
@@ -111,11 +111,11 @@ def start_workers(shapes, backends):
     return workers
 
 
-def line(shapes, arm, parameters, figures, state_bytes):
+def line(shapes, arm, parameters, values, state_bytes):
     backend, mode, name = arm
-    seconds = common.median(figures[arm])
+    seconds = common.median(values[arm])
     copy_mode = "eager" if mode == "compiled" else mode
-    copy_seconds = common.median(figures[backend, copy_mode, COPY])
+    copy_seconds = common.median(values[backend, copy_mode, COPY])
     bandwidth = LEAST_BYTES[COPY] * parameters / copy_seconds
     base = (backend, mode, BASES.get(name, "AdamW"))
     literal = ("torch", "eager", LITERAL)
@@ -127,16 +127,16 @@ def line(shapes, arm, parameters, figures, state_bytes):
         "optimizer": name,
         "seconds": seconds,
         "nanoseconds_per_parameter": 1e9 * seconds / parameters,
-        "ratio_to_base": common.ratio(figures[arm], figures[base])
+        "ratio_to_base": common.ratio(values[arm], values[base])
         if name in (*BASES, BFLOAT16, *OTHERS)
         else None,
-        "times_faster_than_literal": common.ratio(figures[literal], figures[arm])
-        if literal in figures
+        "times_faster_than_literal": common.ratio(values[literal], values[arm])
+        if literal in values
         else None,
         "state_bytes_per_parameter": state_bytes / parameters,
         "copy_bytes_per_second": bandwidth,
         "share_of_byte_limit": LEAST_BYTES[name] * parameters / bandwidth / seconds,
-        "repeats": len(figures[arm]),
+        "repeats": len(values[arm]),
     }
 
 
@@ -173,9 +173,9 @@ def print_scaling(lines):
     }
     rows = [["", *sizes]]
     for backend, mode in dict.fromkeys(key[:2] for key in found if key[0] in LARGE):
-        figures = [found.get((backend, mode, size)) for size in sizes]
-        if all(figures):
-            rows.append([f"{backend} {mode}", *(f"{figure:.2f}" for figure in figures)])
+        values = [found.get((backend, mode, size)) for size in sizes]
+        if all(values):
+            rows.append([f"{backend} {mode}", *(f"{value:.2f}" for value in values)])
     common.print_table(rows)
 
 

@@ -28,7 +28,7 @@ def main():
     add("--encoders", nargs="+", default=["minilm", "bert_base"], choices=common.ENCODERS)
     add("--batch-size", type=int, default=32, help="sentences in a step")
     add("--length", type=int, default=64, help="tokens of a sentence")
-    add("--rounds", type=int, default=7, help="interleaved rounds, at least 5 for a figure")
+    add("--rounds", type=int, default=7, help="interleaved rounds, at least 5 for a value")
     add("--steps", type=int, default=3, help="steps in a round")
     add("--starts", type=int, default=3, help="fresh processes for each optimizer")
     add("--no-record", action="store_true", help="print only")
@@ -44,7 +44,7 @@ def main():
 
 
 def measure(encoder, options):
-    """One line of figures for each optimizer."""
+    """One line of values for each optimizer."""
     starts = {name: [] for name in OPTIMIZERS}
     for _ in tqdm(range(options.starts), desc=f"{encoder}: first steps"):
         for name in OPTIMIZERS:
@@ -60,7 +60,7 @@ def measure(encoder, options):
     for name in OPTIMIZERS:
         seconds(name)  # compiles
     print(f"{encoder}: {options.rounds} rounds", flush=True)
-    figures = common.interleave(seconds, OPTIMIZERS, options.rounds)
+    values = common.interleave(seconds, OPTIMIZERS, options.rounds)
 
     import keras
 
@@ -71,8 +71,8 @@ def measure(encoder, options):
             "optimizer": name,
             "batch_size": options.batch_size,
             "length": options.length,
-            "step_seconds": common.median(figures[name]) / options.steps,
-            "step_ratio": common.ratio(figures[name], figures["AdamW"]),
+            "step_seconds": common.median(values[name]) / options.steps,
+            "step_ratio": common.ratio(values[name], values["AdamW"]),
             "first_step_seconds": common.median([one for one, _ in starts[name]]),
             "first_step_ratio": common.ratio(
                 [one for one, _ in starts[name]], [one for one, _ in starts["AdamW"]]

@@ -22,9 +22,9 @@ def test_measurements_take_turns():
         asked.append(name)
         return float(len(asked))
 
-    figures = common.interleave(measure, ["a", "b"], repeats=3)
+    values = common.interleave(measure, ["a", "b"], repeats=3)
     assert asked == ["a", "b", "b", "a", "a", "b"]
-    assert figures == {"a": [1.0, 4.0, 5.0], "b": [2.0, 3.0, 6.0]}
+    assert values == {"a": [1.0, 4.0, 5.0], "b": [2.0, 3.0, 6.0]}
 
 
 def test_ratio_is_taken_pair_by_pair():

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from benchmarks import glue, tasks
-from benchmarks import lines as results
+from evidence import grid, tasks
+from evidence import lines as results
 from sage_keras import TRANSFORMER_BLOCKS, arguments
 
 
@@ -33,8 +33,8 @@ def test_tokens_that_are_padding_do_not_count():
 
 
 def test_f1_goes_with_accuracy():
-    figures = tasks.accuracy_and_f1(np.array([1, 1, 0, 0]), np.eye(2)[[1, 0, 1, 0]])
-    assert figures == {"value": 0.5, "f1": 0.5}
+    values = tasks.accuracy_and_f1(np.array([1, 1, 0, 0]), np.eye(2)[[1, 0, 1, 0]])
+    assert values == {"value": 0.5, "f1": 0.5}
 
 
 def test_vision_transformer_has_blocks_that_the_authors_scope_finds():
@@ -60,5 +60,7 @@ def test_weights_follow_from_the_seed():
 def test_every_task_is_tuned_over_the_rates_of_its_kind():
     made = tasks.make_tasks()
     assert set(results.MAIN_TASKS) <= set(made)
-    scratch = {name for name in made if glue.rates_to_try([], name) == list(glue.SCRATCH_RATES)}
+    scratch = {name for name in made if grid.rates_to_try([], name) == list(grid.SCRATCH_RATES)}
+    for name in grid.GLUE:
+        assert grid.rates_to_try([], name) == list(grid.GLUE_RATES)
     assert scratch == {name for name in made if made[name].make_model is not tasks.make_encoder}

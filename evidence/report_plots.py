@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from benchmarks.report import BASE, CONTROLS, SAGE, name
+from evidence.arms import BASE, CONTROLS, SAGE, label
 
 SHOWN = (BASE, SAGE, *CONTROLS, ("Calibrated", 0.75), ("Adamax", None), ("SageAdamax", 0.75))
 
@@ -40,7 +40,7 @@ def draw_differences(evidence, path):
             axes.plot(mean, place, "o", color=color)
         axes.set(title=task, xlabel="points, to tuned AdamW")
         axes.grid(axis="x", alpha=0.3)
-    panels[0].set_yticks(range(len(arms)), [name(arm) for arm in arms])
+    panels[0].set_yticks(range(len(arms)), [label(arm) for arm in arms])
     panels[0].set_ylim(len(arms) - 0.5, -0.5)
     _save(figure, path)
 
@@ -67,7 +67,7 @@ def draw_rates(evidence, path):
                     {"color": "black", "linewidth": 2} if arm == BASE else {"color": f"C{place}"}
                 )
                 metric = [100 * value for value in values.values()]
-                axes.plot(list(values), metric, marker=".", label=name(arm), **style)
+                axes.plot(list(values), metric, marker=".", label=label(arm), **style)
         axes.set_xscale("log", base=2)
         axes.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=45)
         axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
@@ -75,7 +75,7 @@ def draw_rates(evidence, path):
         axes.grid(alpha=0.3)
     found = [zip(*reversed(axes.get_legend_handles_labels())) for axes in panels]
     handles = {label: handle for pairs in found for label, handle in pairs}
-    labels = [name(arm) for arm in SHOWN if name(arm) in handles]
+    labels = [label(arm) for arm in SHOWN if label(arm) in handles]
     figure.legend([handles[label] for label in labels], labels, loc="outside right upper")
     _save(figure, path)
 
@@ -94,10 +94,10 @@ def draw_redundancy(groups, path):
             style = {"color": "black" if arm == BASE else f"C{place}", "marker": "."}
             levels = [100 * float(level) for level in lines[0]["quantiles"]]
             quantiles = np.array([list(line["quantiles"].values()) for line in lines])
-            distribution.plot(levels, quantiles.mean(axis=0), label=name(arm), **style)
+            distribution.plot(levels, quantiles.mean(axis=0), label=label(arm), **style)
             zeroed = [100 * float(fraction) for fraction in lines[0]["pruning"]]
             metric = 100 * np.array([list(line["pruning"].values()) for line in lines])
-            pruning.plot(zeroed, metric.mean(axis=0), label=name(arm), **style)
+            pruning.plot(zeroed, metric.mean(axis=0), label=label(arm), **style)
             pruning.fill_between(
                 zeroed, metric.min(axis=0), metric.max(axis=0), alpha=0.15, color=style["color"]
             )

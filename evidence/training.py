@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from benchmarks.tasks import METRICS
+from evidence.tasks import METRICS
 from sage_keras.callbacks import SwapTrueWeights
 from sage_keras.optimizers.dps.mixing import WeightMixing
 
@@ -15,8 +15,8 @@ BATCH_SIZE = 32
 VALIDATION_BATCH_SIZE = 128
 
 
-class Trainer:
-    """Trains one arm on one task, again and again, on a model that is compiled once.
+class Start:
+    """A task's model and an arm's optimizer, and how a run with them begins.
 
     Weights, slots and seeds are reset before each run, so that a run does not depend on those
     before it.
@@ -33,15 +33,46 @@ class Trainer:
         self.steps = (task.train_size or len(data.train[1])) // BATCH_SIZE
         self.model = task.make_model()
         self.optimizer = arm.make_optimizer(task.epochs * self.steps)
-        self.model.compile(
-            optimizer=self.optimizer,
-            loss=keras.losses.SparseCategoricalCrossentropy(
-                from_logits=True, ignore_class=task.ignored_label
-            ),
+        self.loss = keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, ignore_class=task.ignored_label
         )
         self.optimizer.build(self.model.trainable_variables)
-        self._variables = self.model.variables + self.optimizer.variables
-        self._initial = [np.array(ops.convert_to_numpy(one)) for one in self._variables]
+        self.variables = self.model.variables + self.optimizer.variables
+        self._initial = [np.array(ops.convert_to_numpy(one)) for one in self.variables]
+
+    def reset(self, learning_rate, seed):
+        """Sets every variable to what it is at the beginning of a run.
+
+        Args:
+            learning_rate: Float, the highest of the schedule.
+            seed: Integer, which the new weights, dropout and whatever the optimizer draws follow
+                from.
+        """
+        keras.utils.set_random_seed(seed)  # torch's dropout has no seed of its own
+        for variable, value in zip(self.variables, self._initial):
+            variable.assign(value.copy())  # JAX may keep the array itself, and write into it
+        self.task.draw_weights(self.model, seed)
+        random = np.random.default_rng([seed, 2])
+        for variable in self.model.variables:
+            if variable.path.endswith("seed_generator_state"):  # of dropout
+                variable.assign(np.array([random.integers(2**31), 0], "uint32"))
+        self.optimizer.schedule.peak.assign(learning_rate)
+        if hasattr(self.optimizer, "reseed"):
+            self.optimizer.reseed(seed)
+
+
+class Trainer(Start):
+    """Trains one arm on one task, again and again, on a model that is compiled once.
+
+    Args:
+        task: A `Task`.
+        data: Its `Data`.
+        arm: An `Arm`.
+    """
+
+    def __init__(self, task, data, arm):
+        super().__init__(task, data, arm)
+        self.model.compile(optimizer=self.optimizer, loss=self.loss)
         # The first `fit` traces the model, which on torch draws random numbers.
         self._fit(*in_order(*data.train, steps=1, epochs=1, seed=0), epochs=1)
 
@@ -59,7 +90,7 @@ class Trainer:
             metric tells.
         """
         began = time.perf_counter()
-        self._reset(learning_rate, seed)
+        self.reset(learning_rate, seed)
         examples = self.task.draw_examples(self.data, seed)
         batches = in_order(*examples, self.steps, self.task.epochs, seed)
         history = self._fit(*batches, self.task.epochs)
@@ -80,19 +111,6 @@ class Trainer:
             callbacks=[SwapTrueWeights()] if mixing else [],
             verbose=0,
         ).history
-
-    def _reset(self, learning_rate, seed):
-        keras.utils.set_random_seed(seed)  # torch's dropout has no seed of its own
-        for variable, value in zip(self._variables, self._initial):
-            variable.assign(value.copy())  # JAX may keep the array itself, and write into it
-        self.task.draw_weights(self.model, seed)
-        random = np.random.default_rng([seed, 2])
-        for variable in self.model.variables:
-            if variable.path.endswith("seed_generator_state"):  # of dropout
-                variable.assign(np.array([random.integers(2**31), 0], "uint32"))
-        self.optimizer.schedule.peak.assign(learning_rate)
-        if hasattr(self.optimizer, "reseed"):
-            self.optimizer.reseed(seed)
 
     def measure(self):
         """The metric of the model as it is, on the validation data, as a dict."""
@@ -131,7 +149,7 @@ def batched(inputs, labels, batch_size):
 
 
 def in_order(inputs, labels, steps, epochs, seed):
-    """The examples of a whole training, one after the other: whole batches, shuffled anew by epoch.
+    """The examples of a whole training, one after the other: whole batches, shuffled by epoch.
 
     Args:
         inputs: Array or dict of arrays.

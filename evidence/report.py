@@ -1,6 +1,6 @@
-"""Turns the lines of `results/glue.jsonl` into docs/results.md and its pictures.
+"""Turns the lines of `results/runs.jsonl` into docs/results.md and its pictures.
 
-    python -m benchmarks.report
+    python -m evidence.report
 
 The same lines give the same text.
 """
@@ -10,82 +10,18 @@ import collections
 import pathlib
 import statistics
 
-from benchmarks import common
-from benchmarks import lines as results
-from benchmarks.intervals import paired, pooled
+from evidence import answer, report_plots
+from evidence import lines as results
+from evidence.arms import BASE, CALIBRATED, MEAN_SCALE, SAGE, label
+from evidence.intervals import paired, pooled
+from evidence.tables import difference_cells, mean, percent, table
+from evidence.values import ENOUGH_SEEDS, Evidence
 
-REDUNDANCY = common.RESULTS / "redundancy.jsonl"
+REDUNDANCY = results.FOLDER / "redundancy.jsonl"
+LEFT_OUT = results.FOLDER / "left_out.jsonl"
+REPEATED = results.FOLDER / "repeated.jsonl"
 METHOD = pathlib.Path(__file__).parent / "method.md"
-DOCS = common.RESULTS.parents[1] / "docs"
-BASE = results.BASE
-SAGE = ("Sage", 0.75)
-BLOCKS = ("SageBlocks", 0.75)
-MEAN_SCALE_BLOCKS = ("MeanScaleBlocks", 0.75)
-CALIBRATED = ("Calibrated", 0.75)
-MEAN_SCALE = ("MeanScale", 0.75)
-CONTROLS = {
-    MEAN_SCALE: "one mean scale for the whole model",
-    ("TensorMean", 0.75): "one mean scale for each tensor",
-    ("RandomScale", 0.75): "scales dealt out at random",
-    ("FrozenScale", 0.75): "scales frozen after warm-up",
-}
-ENOUGH_SEEDS = 5
-
-
-class Evidence:
-    """What the lines say of each task and arm.
-
-    Args:
-        lines: List of dicts.
-    """
-
-    def __init__(self, lines):
-        self.lines = lines
-        there = dict.fromkeys(line["task"] for line in lines)
-        self.main_tasks = [task for task in results.MAIN_TASKS if task in there]
-        self.further_tasks = [task for task in there if task not in self.main_tasks]
-        self.tasks = self.main_tasks + self.further_tasks
-        self.metrics = {line["task"]: line["metric"] for line in lines}
-        self.best = {task: results.best_rates(lines, task) for task in self.tasks}
-        self.tuning = {task: results.tuning_values(lines, task) for task in self.tasks}
-        self.final = {task: self.values(task, "final") for task in self.tasks}
-
-    def values(self, task, phase):
-        """The metric of a phase by arm and seed: of all runs at its rate that are not tuning.
-
-        Args:
-            task: String.
-            phase: A key of `lines.FACTORS`.
-
-        Returns:
-            Dict of arm to a dict of seed to metric.
-        """
-        values = collections.defaultdict(dict)
-        for line in self.lines:
-            if line["task"] == task and line["phase"] != "tune":
-                arm = results.arm_of(line)
-                if line["learning_rate"] == results.rate_of_phase(self.best[task], arm, phase):
-                    values[arm][line["seed"]] = line["value"]
-        return dict(values)
-
-    def difference(self, task, arm, base=BASE):
-        """An arm against another on one task, `None` where there are too few seeds."""
-        final = self.final[task]
-        return paired(final.get(arm, {}), final.get(base, {}))
-
-    def compared(self, arm, base):
-        """The main tasks on which both arms have all their seeds."""
-        finals = {task: self.final[task] for task in self.main_tasks}
-        return [
-            task
-            for task, final in finals.items()
-            if len(final.get(arm, {}).keys() & final.get(base, {}).keys()) >= ENOUGH_SEEDS
-        ]
-
-    def pooled(self, arm, base):
-        """An arm against another on all main tasks on which both are finished."""
-        tasks = self.compared(arm, base)
-        return pooled([(self.final[task][arm], self.final[task][base]) for task in tasks])
+DOCS = METHOD.parents[1] / "docs"
 
 
 def main(arguments=None):
@@ -97,17 +33,20 @@ def main(arguments=None):
     parser.add_argument(
         "--redundancy", type=pathlib.Path, default=REDUNDANCY, help="those of that benchmark"
     )
+    parser.add_argument("--left-out", type=pathlib.Path, default=LEFT_OUT, help="with reasons")
+    parser.add_argument("--repeated", type=pathlib.Path, default=REPEATED, help="made once more")
     parser.add_argument("--docs", type=pathlib.Path, default=DOCS, help="where results.md goes")
     options = parser.parse_args(arguments)
     lines = results.read(options.results)
     if not lines:
-        raise SystemExit(f"No lines in {options.results}: run python -m benchmarks.glue first.")
-
-    from benchmarks import report_plots
+        raise SystemExit(f"No lines in {options.results}: run python -m evidence.grid first.")
 
     evidence, redundancy = Evidence(lines), results.read(options.redundancy)
     (options.docs / "images").mkdir(parents=True, exist_ok=True)
-    (options.docs / "results.md").write_text(write(evidence, redundancy), encoding="utf-8")
+    page = write(
+        evidence, redundancy, results.read(options.left_out), results.read(options.repeated)
+    )
+    (options.docs / "results.md").write_text(page, encoding="utf-8")
     images = options.docs / "images"
     report_plots.draw_differences(evidence, images / "results_differences.png")
     report_plots.draw_rates(evidence, images / "results_rates.png")
@@ -118,58 +57,33 @@ def main(arguments=None):
     print(f"Wrote {options.docs / 'results.md'} from {len(lines)} runs")
 
 
-def write(evidence, redundancy=()):
+def write(evidence, redundancy=(), left_out=(), repeated=()):
     """The page as a string.
 
     Args:
         evidence: An `Evidence`.
-        redundancy: List of dicts, the lines of `benchmarks.redundancy`.
+        redundancy: List of dicts, the lines of `evidence.redundancy`.
+        left_out: List of dicts, lines that do not count, with the reason.
+        repeated: List of dicts, lines of runs that were made once more.
     """
     parts = [
         "# Does SAGE help, and is it the sensitivity?",
-        answer(evidence),
+        answer.bullets(evidence),
+        answer.verdicts(evidence),
         state(evidence),
         "![Difference to tuned AdamW by task](images/results_differences.png)",
         *(task_section(evidence, task) for task in evidence.main_tasks),
         "## Learning rates\n\n![Metric by learning rate](images/results_rates.png)",
+        *answer.further_section(evidence),
         *carried_section(evidence),
         *search_section(evidence),
         *redundancy_section(redundancy),
         METHOD.read_text(encoding="utf-8").strip(),
+        *repeated_section(evidence, repeated),
+        left_out_section(left_out),
         surroundings(evidence),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-# The answer.
-
-
-def answer(evidence):
-    sentences = [
-        f"**Does SAGE help?** {verdict(evidence, SAGE, BASE)}",
-        "With the Transformer blocks alone guided, as the authors do,",
-        verdict(evidence, BLOCKS, BASE),
-        "**Is it the sensitivity?**",
-        *(verdict(evidence, SAGE, arm, what) for arm, what in CONTROLS.items()),
-        verdict(evidence, BLOCKS, MEAN_SCALE_BLOCKS, "one mean scale for all blocks"),
-    ]
-    unit = "Differences are in points, hundredths of the metric, with their 95 % intervals."
-    return " ".join([*sentences, unit])
-
-
-def verdict(evidence, arm, base, what=None):
-    """One sentence: the difference over the finished tasks, and what follows."""
-    label = f"{name(base)} ({what})" if what else f"tuned {name(base)}"
-    tasks = evidence.compared(arm, base)
-    if not tasks:
-        return f"{name(arm)} against {label}: no task is finished yet."
-    difference = evidence.pooled(arm, base)
-    finding = {1: "better", 0: "no difference that can be told from chance", -1: "worse"}
-    single = [f"{task} {100 * evidence.difference(task, arm, base).mean:+.2f}" for task in tasks]
-    return (
-        f"{name(arm)} against {label}: {points(difference)}, {finding[difference.sign]} "
-        f"({', '.join(single)})."
-    )
 
 
 def state(evidence):
@@ -196,7 +110,7 @@ def task_section(evidence, task):
     for arm, rates in evidence.tuning[task].items():
         best = evidence.best[task][arm]
         edge = " (edge)" if len(rates) > 1 and best in (min(rates), max(rates)) else ""
-        cells = [name(arm), f"{best:g}{edge}", *final_cells(evidence, task, arm)]
+        cells = [label(arm), f"{best:g}{edge}", *final_cells(evidence, task, arm)]
         tuned = list(rates.values())
         rows.append([*cells, percent(statistics.fmean(tuned)), percent(min(tuned))])
     return f"## {task}\n\n{table(rows)}"
@@ -209,14 +123,6 @@ def final_cells(evidence, task, arm):
     spread = percent(statistics.stdev(values)) if len(values) > 1 else "-"
     cells = [percent(statistics.fmean(values)), spread, percent(min(values)), str(len(values))]
     return [*cells, *difference_cells(None if arm == BASE else evidence.difference(task, arm))]
-
-
-def difference_cells(difference):
-    """A difference and its interval as two cells, empty ones where there is none."""
-    if difference is None:
-        return ["", ""]
-    interval = f"{100 * difference.low:+.2f} to {100 * difference.high:+.2f}"
-    return [f"{100 * difference.mean:+.2f}", interval]
 
 
 def carried_section(evidence):
@@ -285,7 +191,7 @@ def redundancy_section(lines):
         for arm, some in arms.items():
             gini = f"{statistics.fmean(line['gini'] for line in some):.4f}"
             kept = [mean([line["pruning"][fraction] for line in some]) for fraction in fractions]
-            rows.append([f"{task}, {name(arm)}", str(len(some)), gini, *kept])
+            rows.append([f"{task}, {label(arm)}", str(len(some)), gini, *kept])
     text = (
         "The Gini index of the sensitivity of the trained blocks (0 where all weights are equally "
         "sensitive), and the metric with so many of their least sensitive weights zeroed. In the "
@@ -303,6 +209,40 @@ def redundancy_groups(lines):
     return groups
 
 
+def repeated_section(evidence, lines):
+    """How far apart two runs of the same are, as a list of one part or none."""
+    first = {results.key(line): line for line in evidence.lines}
+    pairs = [(line, first[results.key(line)]) for line in lines if results.key(line) in first]
+    if not pairs:
+        return []
+    rows = [["task, arm", "runs", "the same to the last bit", "farthest apart", "on the mean"]]
+    rows[0] += ["first", "again"]
+    groups = {}
+    for pair in pairs:
+        groups.setdefault((pair[0]["task"], results.arm_of(pair[0])), []).append(pair)
+    for (task, arm), both in groups.items():
+        gaps = [again["value"] - line["value"] for again, line in both]
+        places = [
+            ", ".join(sorted({f"{line['date']}, {line['machine']}" for line in side}))
+            for side in (*zip(*both),)[::-1]
+        ]
+        counts = [str(len(gaps)), str(gaps.count(0.0))]
+        apart = [percent(max(map(abs, gaps))), f"{100 * statistics.fmean(gaps):+.2f}"]
+        rows.append([f"{task}, {label(arm)}", *counts, *apart, *places])
+    text = "Runs of the grid that were made once more on another day. Differences are in points."
+    return [f"## Repeated\n\n{text}\n\n{table(rows)}"]
+
+
+def left_out_section(lines):
+    """How many runs do not count, and why."""
+    reasons = collections.Counter((line["task"], line["arm"], line["reason"]) for line in lines)
+    rows = [["task", "arm", "runs", "why"]]
+    rows += [[task, arm, str(count), why] for (task, arm, why), count in reasons.items()]
+    return (
+        f"## Left out\n\n{len(lines)} runs, in `evidence/results/left_out.jsonl`.\n\n{table(rows)}"
+    )
+
+
 def surroundings(evidence):
     """Which machines and versions made the lines."""
     machines = collections.Counter((line["machine"], line["backend"]) for line in evidence.lines)
@@ -313,32 +253,6 @@ def surroundings(evidence):
     }
     made = [f"- {count} runs on {on}, {backend}" for (on, backend), count in machines.items()]
     return "\n".join(["## Machines", "", *made, "", f"Versions: {', '.join(sorted(versions))}."])
-
-
-def name(arm):
-    """An arm as it is written: its name, and its beta_3 where it has one."""
-    return arm[0] if arm[1] is None else f"{arm[0]} {arm[1]:g}"
-
-
-def mean(values):
-    """The mean of metrics as it is written, a dash where there are none."""
-    return percent(statistics.fmean(values)) if len(values) else "-"
-
-
-def percent(value):
-    return f"{100 * value:.2f}"
-
-
-def points(difference):
-    mean, low, high = (
-        f"{100 * value:+.2f}" for value in (difference.mean, difference.low, difference.high)
-    )
-    return f"{mean} [{low}, {high}]"
-
-
-def table(rows):
-    rows = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Task:
         make_model: Function that returns a model of logits, not compiled. What it draws at random
             follows from Keras's seed.
         draw_weights: Function of the model, with the weights that it was made with, and of a seed:
-            it draws anew what is not pre-trained.
+            it draws what is not pre-trained.
         epochs: Integer.
         metric: String, a key of `METRICS`.
         train_size: Integer, how many training examples each seed draws from those there are, or

@@ -1,13 +1,13 @@
-"""Redundancy of a trained model: the figures of a run, and a file that is added to once."""
+"""Redundancy of a trained model: the numbers of a run, and a file that is added to once."""
 
 import keras
 import numpy as np
 import pytest
 
-from benchmarks import lines as results
-from benchmarks import redundancy
-from benchmarks.arms import ARMS
-from benchmarks.tasks import Data, Task
+from evidence import lines as results
+from evidence import redundancy
+from evidence.arms import ARMS
+from evidence.tasks import Data, Task
 
 
 def make_model():
@@ -30,6 +30,7 @@ def draw_weights(model, seed):
 TASK = Task("tiny", load, make_model, draw_weights, epochs=30)
 
 
+@pytest.mark.extended
 def test_measure(monkeypatch):
     monkeypatch.setattr("sage_keras.TRANSFORMER_BLOCKS", ("block_0/kernel",))
     monkeypatch.setattr(redundancy, "FRACTIONS", (0.0, 0.5, 1.0))
@@ -43,7 +44,7 @@ def test_measure(monkeypatch):
 
 
 def test_runs_that_are_there_are_not_repeated(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.tasks.make_tasks", lambda folder: {"tiny": TASK})
+    monkeypatch.setattr("evidence.tasks.make_tasks", lambda folder: {"tiny": TASK})
     monkeypatch.setattr(redundancy, "COMPARED", ("AdamW",))
     asked = []
 
@@ -52,7 +53,7 @@ def test_runs_that_are_there_are_not_repeated(tmp_path, monkeypatch):
         yield {"task": task.name, "arm": arm.name, "seed": seeds[0]}
 
     monkeypatch.setattr(redundancy, "measure", measure)
-    tuned, path = tmp_path / "glue.jsonl", tmp_path / "redundancy.jsonl"
+    tuned, path = tmp_path / "runs.jsonl", tmp_path / "redundancy.jsonl"
     command = [
         "--tasks",
         "tiny",

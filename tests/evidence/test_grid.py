@@ -3,39 +3,18 @@
 import dataclasses
 import json
 
-import keras
 import numpy as np
 import pytest
+from tiny_task import ARM, TASK, load
 
-from benchmarks import glue, training
-from benchmarks import lines as results
-from benchmarks.arms import ARMS
-from benchmarks.tasks import Data, Task, matthews
+from evidence import grid, training
+from evidence import lines as results
+from evidence.tasks import matthews
 
-RATES = glue.FINE_TUNING_RATES
-
-
-def make_model():
-    inputs = keras.Input((4,))
-    x = keras.layers.Dense(6, activation="relu", name="block_0")(inputs)
-    x = keras.layers.Dropout(0.3)(x)
-    return keras.Model(inputs, keras.layers.Dense(2, name="logits")(x))
+RATES = grid.FINE_TUNING_RATES
 
 
-def draw_weights(model, seed):
-    keras.utils.set_random_seed(seed)
-    model.set_weights(make_model().get_weights())
-
-
-def load():
-    x = np.random.default_rng(0).normal(size=(200, 4)).astype("float32")
-    y = (x[:, 0] * x[:, 1] > 0).astype("int32")
-    return Data((x[:130], y[:130]), (x[130:], y[130:]))
-
-
-TASK = Task("tiny", load, make_model, draw_weights, epochs=3, train_size=100)
 ALL_EXAMPLES = dataclasses.replace(TASK, train_size=None)
-ARM = {str(arm): arm for arm in ARMS}
 
 
 def make_line(arm="AdamW", beta_3=None, rate=1e-4, seed=100, phase="tune", value=0.5, task="tiny"):
@@ -55,6 +34,7 @@ def tuned(best, **kwargs):
     return [make_line(rate=r, value=0.9 if r == best else 0.5, **kwargs) for r in RATES]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("name", ["RandomScale 0.75", "DPSMix"])
 def test_run_does_not_depend_on_the_runs_before_it(name):
     trainer = training.Trainer(TASK, load(), ARM.get(name))
@@ -77,7 +57,7 @@ def test_training_learns_and_takes_whole_batches():
     assert int(trainer.optimizer.iterations) == 9
 
 
-def test_examples_are_shuffled_anew_in_each_epoch():
+def test_examples_are_shuffled_in_another_way_in_each_epoch():
     _, labels = training.in_order(np.arange(70), np.arange(70), steps=2, epochs=3, seed=0)
     epochs = labels.reshape(3, 64)
     assert all(len(set(epoch)) == 64 for epoch in epochs)
@@ -101,50 +81,52 @@ def test_wrong_labels_are_another_class_for_their_share():
 
 
 def test_phases_beyond_the_best_rate_and_at_that_of_adamw(tmp_path):
-    path = tmp_path / "glue.jsonl"
+    path = tmp_path / "runs.jsonl"
     sage = {"arm": "Sage", "beta_3": 0.75}
     for line in tuned(best=4e-4, **sage):
         results.append(path, line)
-    grid = glue.Grid(path, [ARM["Sage 0.75"]], seeds=[0])
-    assert grid.missing(TASK, "adamw_rate")[0][1] is None
+    runs = grid.Grid(path, [ARM["Sage 0.75"]], seeds=[0])
+    assert runs.missing(TASK, "adamw_rate")[0][1] is None
     for line in tuned(best=2e-4):
         results.append(path, line)
-    grid = glue.Grid(path, [ARM["Sage 0.75"]], seeds=[0])
-    rates = {phase: grid.missing(TASK, phase)[0][1] for phase in results.FACTORS}
-    assert rates == {"final": 4e-4, "twice": 8e-4, "four_times": 1.6e-3, "adamw_rate": 2e-4}
+    runs = grid.Grid(path, [ARM["Sage 0.75"]], seeds=[0])
+    rates = {phase: runs.missing(TASK, phase)[0][1] for phase in results.FACTORS}
+    beyond = {"final": 4e-4, "twice": 8e-4, "four_times": 1.6e-3, "adamw_rate": 2e-4}
+    assert rates == beyond | {"further": 4e-4}
+    assert [run[1] for run in runs.missing(TASK, "further", [5e-4, 6e-4])] == [5e-4, 6e-4]
     # A run that was made for another reason is there.
     results.append(path, make_line(rate=2e-4, seed=0, phase="final", **sage))
-    grid = glue.Grid(path, [ARM["Sage 0.75"]], seeds=[0])
-    assert grid.missing(TASK, "adamw_rate") == []
-    assert grid.missing(TASK, "final") != []
+    runs = grid.Grid(path, [ARM["Sage 0.75"]], seeds=[0])
+    assert runs.missing(TASK, "adamw_rate") == []
+    assert runs.missing(TASK, "final") != []
 
 
 def test_missing_runs_are_those_without_a_line(tmp_path):
-    path = tmp_path / "glue.jsonl"
+    path = tmp_path / "runs.jsonl"
     for line in tuned(best=4e-4)[:3]:
         results.append(path, line)
-    grid = glue.Grid(path, [ARM["AdamW"], ARM["Sage 0.75"]])
-    missing = [(str(arm), rate) for arm, rate, *_ in grid.missing(TASK, "tune")]
+    runs = grid.Grid(path, [ARM["AdamW"], ARM["Sage 0.75"]])
+    missing = [(str(arm), rate) for arm, rate, *_ in runs.missing(TASK, "tune")]
     assert missing == [
         *(("AdamW", rate) for rate in RATES[3:]),
         *(("Sage 0.75", rate) for rate in RATES),
     ]
     results.append(path, make_line(rate=4e-4, seed=2, phase="final"))
-    final = glue.Grid(path, [ARM["AdamW"]]).missing(TASK, "final")
+    final = grid.Grid(path, [ARM["AdamW"]]).missing(TASK, "final")
     assert [(rate, seed) for _, rate, seed, _ in final] == [(4e-4, seed) for seed in (0, 1, 3, 4)]
 
 
 def test_all_arms_are_given_another_rate_where_the_best_of_one_is_at_the_edge():
     middle, high = tuned(4e-4), tuned(1.6e-3, arm="Sage", beta_3=0.75)
-    assert glue.rates_to_try(middle, "tiny") == list(RATES)
-    assert glue.rates_to_try(middle + high, "tiny") == [*RATES, 3.2e-3]
+    assert grid.rates_to_try(middle, "tiny") == list(RATES)
+    assert grid.rates_to_try(middle + high, "tiny") == [*RATES, 3.2e-3]
     # An arm of which less has been tried says nothing yet.
-    assert glue.rates_to_try(middle + high[:1], "tiny") == list(RATES)
+    assert grid.rates_to_try(middle + high[:1], "tiny") == list(RATES)
     further = [
         make_line("Sage", 0.75, rate, value=rate * 100) for rate in (3.2e-3, 6.4e-3, 1.28e-2)
     ]
-    assert glue.rates_to_try(middle + high + further, "tiny")[-1] == 1.28e-2, "no end"
-    assert glue.rates_to_try(tuned(1e-4), "tiny") == [5e-5, *RATES]
+    assert grid.rates_to_try(middle + high + further, "tiny")[-1] == 1.28e-2, "no end"
+    assert grid.rates_to_try(tuned(1e-4), "tiny") == [5e-5, *RATES]
 
 
 def test_best_rate_is_that_of_the_highest_mean_and_the_lowest_among_equals():
@@ -154,17 +136,18 @@ def test_best_rate_is_that_of_the_highest_mean_and_the_lowest_among_equals():
     assert results.best_rates(lines, "tiny") == {("AdamW", None): 2e-4}
 
 
+@pytest.mark.extended
 def test_command_makes_the_runs_that_are_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.tasks.make_tasks", lambda folder: {"tiny": TASK})
-    monkeypatch.setattr(glue, "FINE_TUNING_RATES", (1e-3, 1e-2))
-    monkeypatch.setattr(glue, "EXTENSIONS", 0)
-    path = tmp_path / "glue.jsonl"
+    monkeypatch.setattr("evidence.tasks.make_tasks", lambda folder: {"tiny": TASK})
+    monkeypatch.setattr(grid, "FINE_TUNING_RATES", (1e-3, 1e-2))
+    monkeypatch.setattr(grid, "EXTENSIONS", 0)
+    path = tmp_path / "runs.jsonl"
     command = ["--results", str(path), "--arms", "AdamW", "--tasks", "tiny", "--limit"]
-    glue.main([*command, "1"])
+    grid.main([*command, "1"])
     first = path.read_text()
     assert first.count("\n") == 1
-    glue.main([*command, "20"])
-    glue.main([*command, "20"])
+    grid.main([*command, "20"])
+    grid.main([*command, "20"])
     assert path.read_text().startswith(first)
     lines = results.read(path)
     assert [line["phase"] for line in lines] == 2 * ["tune"] + 5 * ["final"]
@@ -178,7 +161,7 @@ def test_command_makes_the_runs_that_are_missing(tmp_path, monkeypatch):
 
 def test_wrong_names_are_refused(tmp_path):
     with pytest.raises(SystemExit, match="--arms must be among AdamW"):
-        glue.main(["--arms", "Sgae", "--results", str(tmp_path / "glue.jsonl")])
+        grid.main(["--arms", "Sgae", "--results", str(tmp_path / "runs.jsonl")])
 
 
 def test_matthews_is_zero_for_a_constant_answer():

@@ -7,10 +7,38 @@ import typing
 import keras
 from keras import ops
 
-from benchmarks import controls
-from sage_keras import TRANSFORMER_BLOCKS, TRANSFORMER_MATRICES, DPSDense, Sage, SageAdamax
+from evidence import controls
+from evidence import lines as results
+from sage_keras import (
+    TRANSFORMER_BLOCKS,
+    TRANSFORMER_MATRICES,
+    DPSDense,
+    LayerwiseAdamW,
+    Sage,
+    SageAdamax,
+)
 
 BETA_3 = 0.75  # of the controls, and of what is not tried with others
+
+# What the page asks about. In the lines an arm is its name and its beta_3.
+BASE = results.BASE
+SAGE = ("Sage", BETA_3)
+BLOCKS = ("SageBlocks", BETA_3)
+CALIBRATED = ("Calibrated", BETA_3)
+MEAN_SCALE = ("MeanScale", BETA_3)
+MEAN_SCALE_BLOCKS = ("MeanScaleBlocks", BETA_3)
+LAYERWISE = ("LayerwiseAdamW", None)
+CONTROLS = {
+    MEAN_SCALE: "one mean scale for the whole model",
+    ("TensorMean", BETA_3): "one mean scale for each tensor",
+    ("RandomScale", BETA_3): "scales dealt out at random",
+    ("FrozenScale", BETA_3): "scales frozen after warm-up",
+}
+
+
+def label(arm):
+    """An arm of the lines as it is written: its name, and its beta_3 where it has one."""
+    return arm[0] if arm[1] is None else f"{arm[0]} {arm[1]:g}"
 
 
 class WarmupAndDecay(keras.optimizers.schedules.LearningRateSchedule):
@@ -59,7 +87,7 @@ class Arm:
     arguments: typing.Callable = lambda total_steps, warmup_steps: {}
 
     def __str__(self):
-        return self.name if self.beta_3 is None else f"{self.name} {self.beta_3:g}"
+        return label((self.name, self.beta_3))
 
     def make_optimizer(self, total_steps):
         """The optimizer under the common recipe, at a learning rate that is yet to be set.
@@ -84,6 +112,11 @@ class Arm:
 
 def _blocks(total_steps, warmup_steps):
     return {"include": TRANSFORMER_BLOCKS}
+
+
+def _blocks_at_half(total_steps, warmup_steps):
+    # About the mean of Sage's scale. One pattern: each by itself has to match a variable.
+    return {"learning_rate_multipliers": {"|".join(TRANSFORMER_BLOCKS): 0.5}}
 
 
 def _dps(total_steps, warmup_steps):
@@ -117,4 +150,9 @@ ARMS = [
     Arm("SageBlocks", Sage, 0.9, _blocks),
     Arm("DPSDense", DPSDense, None, _dps),
     Arm("DPSMix", controls.SeededDPSMix, None, _dps),
+    # For GLUE: the authors' scope, with both values of beta_3 that they name.
+    Arm("SageBlocks", Sage, 0.85, _blocks),
+    Arm("SageAdamaxBlocks", SageAdamax, 0.75, _blocks),
+    Arm("SageAdamaxBlocks", SageAdamax, 0.85, _blocks),
+    Arm("LayerwiseAdamW", LayerwiseAdamW, None, _blocks_at_half),
 ]

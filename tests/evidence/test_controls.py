@@ -6,8 +6,8 @@ import pytest
 import twin
 from modes import to_numpy
 
-from benchmarks.arms import ARMS, WarmupAndDecay
-from benchmarks.controls import FrozenScale, MeanScale, RandomScale, TensorMean
+from evidence.arms import ARMS, WarmupAndDecay
+from evidence.controls import FrozenScale, MeanScale, RandomScale, TensorMean
 
 SHAPES = [(3, 2), (5,)]
 STEPS = 6

@@ -1,10 +1,10 @@
 """Trains every arm on every task, all tuned alike: one JSON line for each run.
 
-    python -m benchmarks.glue --tasks reviews320 vit
-    KERAS_BACKEND=jax python -m benchmarks.glue --tasks cola --glue-dir FOLDER --arms AdamW Sage
+    python -m evidence.grid --tasks reviews320 vit
+    KERAS_BACKEND=jax python -m evidence.grid --tasks cola --glue-dir FOLDER --arms AdamW Sage
 
 A run that is in the file is not repeated, and one that is stopped leaves nothing behind: stop the
-command when you like, and give it again. `benchmarks.report` reads the file.
+command when you like, and give it again. `evidence.report` reads the file.
 """
 
 import argparse
@@ -14,10 +14,16 @@ import pathlib
 from tqdm import tqdm
 
 from benchmarks import common
-from benchmarks import lines as results
+from evidence import lines as results
 
-SEEDS = {"tune": (100,), **dict.fromkeys(results.FACTORS, range(5))}
+SEEDS = {
+    "tune": (100,),
+    **dict.fromkeys(results.FACTORS, range(5)),
+    "further": range(1000, 1020),
+}
 FINE_TUNING_RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
+GLUE_RATES = tuple(2.5e-5 * 2**power for power in range(8))
+GLUE = ("cola", "rte", "mrpc")
 SCRATCH = ("vit", "translation")  # how the names of tasks from scratch begin
 SCRATCH_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 EXTENSIONS = 3  # at each end, at most
@@ -25,8 +31,8 @@ EXTENSIONS = 3  # at each end, at most
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    from benchmarks.arms import ARMS
-    from benchmarks.tasks import make_tasks
+    from evidence.arms import ARMS
+    from evidence.tasks import make_tasks
 
     tasks = make_tasks(options.glue_dir)
     check("--tasks", options.tasks, tasks)
@@ -39,7 +45,11 @@ def main(arguments=None):
     made = 0
     with tqdm(unit="s", smoothing=0, bar_format=BAR) as bar:
         while options.limit is None or made < options.limit:
-            missing = [(task, *run) for task, phase in stages for run in grid.missing(task, phase)]
+            missing = [
+                (task, *run)
+                for task, phase in stages
+                for run in grid.missing(task, phase, options.rates)
+            ]
             bar.total = bar.n + sum(task.seconds for task, *_ in missing)
             bar.refresh()
             if not missing:
@@ -70,15 +80,16 @@ class Grid:
         self.arms = arms
         self.seeds = seeds
         self.lines = results.read(path)
-        self._surroundings = surroundings()
+        self.surroundings = surroundings()
         self._data = self._trainer = (None, None)
 
-    def missing(self, task, phase):
+    def missing(self, task, phase, rates=None):
         """The runs of a task and phase that are not there yet, in the order to make them in.
 
         Args:
             task: A `Task`.
             phase: `"tune"`, or a key of `lines.FACTORS`.
+            rates: List of floats, or `None` for those of the phase.
 
         Returns:
             List of tuples of arm, learning rate, seed and phase. The rate is `None` where it is
@@ -88,11 +99,13 @@ class Grid:
         best = results.best_rates(self.lines, task.name)
         runs = []
         for arm in self.arms:
-            if phase == "tune":
-                rates = rates_to_try(self.lines, task.name)
+            if rates:
+                chosen = rates
+            elif phase == "tune":
+                chosen = rates_to_try(self.lines, task.name)
             else:
-                rates = [results.rate_of_phase(best, (arm.name, arm.beta_3), phase)]
-            for rate in rates:
+                chosen = [results.rate_of_phase(best, (arm.name, arm.beta_3), phase)]
+            for rate in chosen:
                 for seed in self.seeds or SEEDS[phase]:
                     if (task.name, arm.name, arm.beta_3, rate, seed, phase == "tune") not in there:
                         runs.append((arm, rate, seed, phase))
@@ -108,7 +121,10 @@ class Grid:
             seed: Integer.
             phase: String.
         """
-        figures = self._make_trainer(task, arm).run(learning_rate, seed)
+        values = self._make_trainer(task, arm).run(learning_rate, seed)
+        self._add(task, arm, learning_rate, seed, phase, values)
+
+    def _add(self, task, arm, learning_rate, seed, phase, values):
         line = {
             "task": task.name,
             "arm": arm.name,
@@ -117,17 +133,15 @@ class Grid:
             "seed": seed,
             "phase": phase,
             "metric": task.metric,
-            **figures,
+            **values,
             "time": datetime.datetime.now().isoformat(timespec="seconds"),
-            **self._surroundings,
+            **self.surroundings,
         }
         results.append(self.path, line)
         self.lines.append(line)
 
     def _make_trainer(self, task, arm):
         """The trainer of the run before, where task and arm are the same: it is compiled."""
-        from benchmarks.training import Trainer
-
         if self._data[0] is not task:
             self._data = task, task.load()
         if self._trainer[0] != (task, arm):
@@ -135,8 +149,13 @@ class Grid:
 
             self._trainer = None, None  # frees its memory first
             keras.backend.clear_session()
-            self._trainer = (task, arm), Trainer(task, self._data[1], arm)
+            self._trainer = (task, arm), self._new_trainer(task, self._data[1], arm)
         return self._trainer[1]
+
+    def _new_trainer(self, task, data, arm):
+        from evidence.training import Trainer
+
+        return Trainer(task, data, arm)
 
 
 def rates_to_try(lines, task):
@@ -152,6 +171,8 @@ def rates_to_try(lines, task):
     Returns:
         List of floats.
     """
+    if task in GLUE:
+        return list(GLUE_RATES)  # so wide that no arm needs another
     first = SCRATCH_RATES if task.startswith(SCRATCH) else FINE_TUNING_RATES
     values = results.tuning_values(lines, task)
     tried = sorted({*first, *(rate for rates in values.values() for rate in rates)})
@@ -191,6 +212,7 @@ def parse_arguments(arguments):
     add("--arms", nargs="+", default=[], help='such as Sage or "Sage 0.9"; all if left out')
     add("--phase", nargs="+", choices=SEEDS, default=["tune", "final"], help="in this order")
     add("--seeds", nargs="+", type=int, help="those of the phase if left out")
+    add("--rates", nargs="+", type=float, help="those of the phase if left out")
     add("--limit", type=int, help="how many runs to make at most")
     add("--glue-dir", type=pathlib.Path, help="folder of cola.train.tsv.gz and so on; else TFDS")
     add("--results", type=pathlib.Path, default=results.RESULTS, help="the file of JSON lines")

@@ -1,8 +1,8 @@
 """How redundant the trained weights are: how even their sensitivity, what pruning them costs.
 
-    python -m benchmarks.redundancy --tasks reviews320
+    python -m evidence.redundancy --tasks reviews320
 
-Trains AdamW, Sage and MeanScale at the best rates that `benchmarks.glue` has found, and zeroes the
+Trains AdamW, Sage and MeanScale at the best rates that `evidence.grid` has found, and zeroes the
 least sensitive weights of the Transformer blocks, without training again. One JSON line for each
 run, in `results/redundancy.jsonl`; a run that is there is not repeated.
 """
@@ -13,10 +13,10 @@ import pathlib
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks import common, glue
-from benchmarks import lines as results
+from evidence import grid
+from evidence import lines as results
 
-RESULTS = common.RESULTS / "redundancy.jsonl"
+RESULTS = results.FOLDER / "redundancy.jsonl"
 COMPARED = ("AdamW", "Sage 0.75", "MeanScale 0.75")
 SEEDS = (0, 1, 2)
 FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
@@ -25,11 +25,11 @@ QUANTILES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    from benchmarks.arms import ARMS
-    from benchmarks.tasks import make_tasks
+    from evidence.arms import ARMS
+    from evidence.tasks import make_tasks
 
     tasks = make_tasks(options.glue_dir)
-    glue.check("--tasks", options.tasks, tasks)
+    grid.check("--tasks", options.tasks, tasks)
     tuned = results.read(options.tuned)
     there = {(one["task"], one["arm"], one["seed"]) for one in results.read(options.results)}
     arms = [arm for arm in ARMS if str(arm) in COMPARED]
@@ -38,9 +38,9 @@ def main(arguments=None):
         seeds = [seed for seed in options.seeds if (task.name, arm.name, seed) not in there]
         rate = results.best_rates(tuned, task.name).get((arm.name, arm.beta_3))
         if rate is None:
-            raise SystemExit(f"{arm} is not tuned on {task.name}: run benchmarks.glue first")
+            raise SystemExit(f"{arm} is not tuned on {task.name}: run evidence.grid first")
         for line in measure(task, arm, rate, seeds) if seeds else ():
-            results.append(options.results, line | glue.surroundings())
+            results.append(options.results, line | grid.surroundings())
 
 
 def measure(task, arm, learning_rate, seeds):
@@ -52,7 +52,7 @@ def measure(task, arm, learning_rate, seeds):
         learning_rate: Float.
         seeds: List of integers.
     """
-    from benchmarks.training import Trainer
+    from evidence.training import Trainer
 
     data = task.load()
     trainer = Trainer(task, data, arm)
@@ -110,10 +110,10 @@ def parse_arguments(arguments):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--tasks", nargs="+", default=["reviews320", "vit"], help="as in benchmarks.glue")
+    add("--tasks", nargs="+", default=["reviews320", "vit"], help="as in evidence.grid")
     add("--seeds", nargs="+", type=int, default=SEEDS, help="of the runs")
-    add("--glue-dir", type=pathlib.Path, help="as in benchmarks.glue")
-    add("--tuned", type=pathlib.Path, default=results.RESULTS, help="the lines of benchmarks.glue")
+    add("--glue-dir", type=pathlib.Path, help="as in evidence.grid")
+    add("--tuned", type=pathlib.Path, default=results.RESULTS, help="the lines of evidence.grid")
     add("--results", type=pathlib.Path, default=RESULTS, help="the file of JSON lines")
     return parser.parse_args(arguments)
 

@@ -3,8 +3,7 @@
 import dataclasses
 
 import numpy as np
-
-RESAMPLES = 10_000
+from scipy import stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Difference:
 
 
 def paired(values, others):
-    """The difference between two arms over the seeds that both have, by the paired bootstrap.
+    """The difference between two arms over the seeds that both have, with a paired t interval.
 
     Args:
         values: Dict of seed to metric.
@@ -43,7 +42,7 @@ def paired(values, others):
 def pooled(pairs):
     """The mean of the differences on several tasks, each of which counts the same.
 
-    The seeds are drawn anew within each task.
+    Each task has a variance of its own, and the degrees of freedom are Welch's and Satterthwaite's.
 
     Args:
         pairs: List of what `paired` takes, one of each task.
@@ -58,16 +57,13 @@ def pooled(pairs):
     by_task = [differences for differences in by_task if len(differences) > 1]
     if not by_task:
         return None
-    random = np.random.default_rng(0)
-    means = np.mean(
-        [
-            differences[random.integers(len(differences), size=(RESAMPLES, len(differences)))].mean(
-                1
-            )
-            for differences in by_task
-        ],
-        axis=0,
-    )
-    low, high = np.quantile(means, [0.025, 0.975])
     mean = np.mean([differences.mean() for differences in by_task])
-    return Difference(float(mean), float(low), float(high))
+    variances = np.array([differences.var(ddof=1) / len(differences) for differences in by_task])
+    variance = variances.sum()
+    half = 0.0
+    if variance > 0:
+        freedom = variance**2 / sum(
+            one**2 / (len(differences) - 1) for one, differences in zip(variances, by_task)
+        )
+        half = stats.t.ppf(0.975, freedom) * np.sqrt(variance) / len(by_task)
+    return Difference(float(mean), float(mean - half), float(mean + half))
