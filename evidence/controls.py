@@ -20,15 +20,13 @@ class MeanScale(Sage):
     0, as Sage's own bias-corrected scale is.
     """
 
-    def build(self, variables):
-        if self.built:
-            return
-        super().build(variables)
+    def _add_slots(self, variables):
+        super()._add_slots(variables)
         self._mean = self.add_variable((), dtype="float32", name="mean_scale")
         self._sum = self.add_variable((), dtype="float32", name="sum_of_scales")
 
-    def apply(self, grads, trainable_variables=None):
-        super().apply(grads, trainable_variables)
+    def _end_step(self, updated):
+        super()._end_step(updated)
         count = sum(math.prod(slot.shape) for slot in self._sensitivities if slot is not None)
         self._mean.assign(self._sum / count)
         self._sum.assign(0.0)
@@ -53,10 +51,8 @@ class RandomScale(Sage):
     a random offset, so that every weight gets that of a random other one.
     """
 
-    def build(self, variables):
-        if self.built:
-            return
-        super().build(variables)
+    def _add_slots(self, variables):
+        super()._add_slots(variables)
         # A variable of the optimizer: another seed needs no tracing.
         self.seed_state = self.add_variable((), dtype="int32", name="seed")
 
@@ -93,19 +89,13 @@ class FrozenScale(Sage):
         super().__init__(*args, **kwargs)
         self.warmup_steps = warmup_steps
 
-    def build(self, variables):
-        if self.built:
-            return
-        variables = list(variables)
-        super().build(variables)
-        self._frozen = [
-            None if slot is None else self._add_slot(variable, "frozen_scale", "float32")
-            for variable, slot in zip(variables, self._sensitivities)
-        ]
+    def _add_slots(self, variables):
+        super()._add_slots(variables)
+        self._frozen_scales = self._slots(variables, "frozen_scale", "float32")
 
     def _scale(self, variable, value, average):
         scale = super()._scale(variable, value, average)
-        slot = self._frozen[self._get_variable_index(variable)]
+        slot = self._frozen_scales[self._get_variable_index(variable)]
         frozen = ops.where(self.iterations < self.warmup_steps, scale, ops.convert_to_tensor(slot))
         self.assign(slot, frozen)
         return frozen
@@ -116,10 +106,8 @@ class SeededDPSMix(DPSMix):
 
     seed_state = None
 
-    def build(self, variables):
-        if self.built:
-            return
-        super().build(variables)
+    def _add_slots(self, variables):
+        super()._add_slots(variables)
         # A variable of the optimizer: another seed needs no tracing.
         self.seed_state = self.add_variable((), dtype="int32", name="seed")
         self.reseed(0)

@@ -81,7 +81,7 @@ def redundancy(trainer, examples):
         Dict of the Gini index and the quantiles of the sensitivity, each divided by its mean, and
         the metric by the fraction of the weights that are zero.
     """
-    from sage_keras import TRANSFORMER_BLOCKS, arguments, statistics
+    from sage_keras import TRANSFORMER_BLOCKS, arguments, histograms
     from sage_keras.analysis import measure_sensitivity, pruned
 
     sensitivities = measure_sensitivity(trainer.model, examples, verbose=0)
@@ -96,7 +96,7 @@ def redundancy(trainer, examples):
             curve.append(trainer.measure()["value"])
     return {
         "parameters": flat.size,
-        "gini": float(statistics.gini(statistics.histogram(flat))),
+        "gini": float(histograms.gini(histograms.histogram(flat))),
         "quantiles": dict(
             zip(map(str, QUANTILES), (np.quantile(flat, QUANTILES) / flat.mean()).tolist())
         ),

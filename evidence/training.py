@@ -8,8 +8,8 @@ import numpy as np
 from keras import ops
 
 from evidence.tasks import METRICS
+from sage_keras import WeightMixing
 from sage_keras.callbacks import SwapTrueWeights
-from sage_keras.optimizers.dps.mixing import WeightMixing
 
 BATCH_SIZE = 32
 VALIDATION_BATCH_SIZE = 128

@@ -27,15 +27,3 @@ def pytest_ignore_collect(collection_path):
     if collection_path.suffix == ".py" and not collection_path.name.startswith("test_"):
         return True
     return None  # others may still ignore it
-
-
-def pytest_addoption(parser):
-    parser.addoption("--extended", action="store_true", help="run the slow tests too")
-
-
-def pytest_collection_modifyitems(config, items):
-    if config.getoption("--extended"):
-        return
-    slow = [item for item in items if item.get_closest_marker("extended")]
-    config.hook.pytest_deselected(items=slow)
-    items[:] = [item for item in items if not item.get_closest_marker("extended")]
