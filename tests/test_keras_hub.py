@@ -158,11 +158,8 @@ def whisper():
         deberta_v3,
         gpt2,
         gemma,
-        bart,
-        vit,
         resnet,
-        clip,
-        whisper,
+        *(pytest.param(one, marks=pytest.mark.extended) for one in (bart, vit, clip, whisper)),
     ],
 )
 def test_model_trains_for_twenty_steps(make):

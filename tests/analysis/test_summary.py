@@ -140,4 +140,4 @@ def test_redundant_is_what_is_under_a_hundredth_of_the_mean(value, share):
     dense = keras.layers.Dense(2, use_bias=False, name="dense")
     model = keras.Sequential([keras.Input((2,)), dense], name="tiny")
     found = rows(model, {"tiny/dense/kernel": [[1.0, 1.0], [1.0, value]]})
-    assert found["Redundant share"] == [share]
+    assert found["Redundant share"] == share

@@ -17,12 +17,9 @@ def test_loop_learns_the_digits(capsys):
     assert losses[-1] < 0.2
     assert 0.95 < accuracies[-1] < 0.99
     sensitivities = re.findall(r"^(\S+): mean sensitivity (\S+)$", output, re.M)
-    assert [path.partition("/")[2] for path, _ in sensitivities] == [
-        "dense/kernel",
-        "dense/bias",
-        "dense_1/kernel",
-        "dense_1/bias",
-    ]
+    # Keras counts the names that it makes up, over all models of a process.
+    paths = [re.sub(r"_\d+/", "/", path.partition("/")[2]) for path, _ in sensitivities]
+    assert paths == ["dense/kernel", "dense/bias"] * 2
     assert all(1e-5 < float(value) < 1e-1 for _, value in sensitivities)
 
 
