@@ -213,7 +213,7 @@ def test_a_flipped_byte_anywhere_in_the_description_is_refused_or_harmless(seed)
 
 
 def first_format(optimizer):
-    """The state as version 0.1.0 wrote it."""
+    """The state as it was written before variables had names."""
     store = saved(optimizer)
     config = optimizer.get_config()
     names = ("include", "exclude", "sensitivity_dtype", "on_nonfinite", "use_ema")
