@@ -149,17 +149,18 @@ def whisper():
     return keras.Model(backbone.input, outputs), inputs, np.roll(TOKENS, -1, axis=1)
 
 
+LARGE = (roberta, distil_bert, bart, vit, clip, whisper)
+
+
 @pytest.mark.parametrize(
     "make",
     [
         bert,
-        roberta,
-        distil_bert,
         deberta_v3,
         gpt2,
         gemma,
         resnet,
-        *(pytest.param(one, marks=pytest.mark.extended) for one in (bart, vit, clip, whisper)),
+        *(pytest.param(one, marks=pytest.mark.extended) for one in LARGE),
     ],
 )
 def test_model_trains_for_twenty_steps(make):

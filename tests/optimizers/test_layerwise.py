@@ -236,12 +236,12 @@ FITS = {
 }
 
 
+SLOW = ("LayerwiseDPSMix", "LayerwiseEverything")
+
+
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.extended] if name == "LayerwiseDPSMix" else [])
-        for name in FITS
-    ],
+    [pytest.param(name, marks=[pytest.mark.extended] if name in SLOW else []) for name in FITS],
 )
 def test_fit_saves_and_resumes_bit_equal(name, tmp_path):
     callbacks = [SwapTrueWeights()] if name == "LayerwiseDPSMix" else []
