@@ -96,7 +96,7 @@ def redundancy(trainer, examples):
             curve.append(trainer.measure()["value"])
     return {
         "parameters": flat.size,
-        "gini": float(histograms.gini(histograms.histogram(flat))),
+        "gini": float(histograms.gini(histograms.counts([flat]))[0]),
         "quantiles": dict(
             zip(map(str, QUANTILES), (np.quantile(flat, QUANTILES) / flat.mean()).tolist())
         ),
