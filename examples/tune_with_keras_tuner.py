@@ -32,7 +32,7 @@ def main(arguments=None):
         lambda parameters: build_model(parameters, options.seed),
         objective="val_loss",
         max_trials=options.trials,
-        seed=options.seed,
+        seed=options.seed + 1,  # it takes 0 for none, and draws one
         directory=str(options.output),
         project_name="trials",
         overwrite=True,

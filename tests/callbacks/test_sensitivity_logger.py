@@ -104,7 +104,7 @@ def assert_equal_to_twin(log, expected, steps, scales=True):
             for key in NAMES + (SCALE_NAMES if scales else []):
                 tolerance = 1 / 60 if "q" in key or key == "gini" else 2e-4
                 assert series.values[key][row] == pytest.approx(
-                    expected[step][name][key], rel=tolerance, abs=1e-7
+                    expected[step][name][key], rel=tolerance, abs=1e-6
                 ), (name, step, key)
 
 

@@ -175,7 +175,7 @@ def test_loss_scale_optimizer_skips_an_overflow_whole():
         unscaled.step(g)
         scaled.step([16 * one for one in g])
     before = [to_numpy(v) for v in inner.variables]
-    scaled.step([np.full(SHAPES[0], np.inf, "float32")])
+    scaled.step([np.full(shape, np.inf, "float32") for shape in SHAPES])
     for one, other in zip(before, inner.variables):
         np.testing.assert_array_equal(one, to_numpy(other))
     for one, other in zip(scaled.weights(), unscaled.weights()):
