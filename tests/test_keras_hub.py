@@ -234,4 +234,5 @@ def test_loaded_classifier_alone_begins_with_adam(tmp_path):
     classifier.save(tmp_path / "classifier.keras")
     with pytest.warns(UserWarning, match="compile"):
         loaded = keras.models.load_model(tmp_path / "classifier.keras")
-    assert type(loaded.optimizer) is keras.optimizers.Adam
+    assert isinstance(loaded.optimizer, keras.optimizers.Adam)
+    assert not isinstance(loaded.optimizer, Sage)  # which is one too

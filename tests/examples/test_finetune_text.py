@@ -12,9 +12,7 @@ from common.downloads import UnavailableError
 from common.encoders import load_preprocessor
 from example_runs import (
     parse_table,
-    positive_probability,
     reloaded_accuracy,
-    run_example,
     run_here,
     stopped,
     tiny_sentences,
@@ -71,26 +69,6 @@ def data_dir(tmp_path_factory):
     for builder in (TinyReviews, TinyPairs, TinyTriples):
         builder(data_dir=folder).download_and_prepare()
     return folder
-
-
-@pytest.mark.extended
-def test_quick_run_on_real_text(tmp_path):
-    typed = ("A moving, funny and gorgeous film.", "A bad, boring, tedious and stupid movie.")
-    texts = [argument for text in typed for argument in ("--text", text)]
-    output = run_example("finetune_text.py", tmp_path, "--quick", *texts)
-
-    table = parse_table(output)
-    assert list(table) == ["AdamW", "Sage"]
-    assert all(0.65 < float(row["final"]) < 0.95 for row in table.values())
-    assert all(row["final"] == row["epoch 1"] for row in table.values())
-    assert all(float(row["s/epoch"]) > 0 for row in table.values())
-    assert table["AdamW"]["mean scale"] == "-"
-    assert 0.35 < float(table["Sage"]["mean scale"]) < 0.75
-    better = max(float(row["final"]) for row in table.values())
-    assert reloaded_accuracy(output) == pytest.approx(better, abs=1e-4)
-    assert imread(tmp_path / "finetune_text.png").shape == (450, 1200, 4)
-    assert positive_probability(output, typed[0]) > 0.5
-    assert positive_probability(output, typed[1]) < 0.5
 
 
 def test_own_preset_and_sentence_pairs_of_tfds(tmp_path, tiny_preset, data_dir, capsys):
