@@ -238,7 +238,23 @@ def test_model_is_left_untouched_by_an_exception(stateful):
     assert state(stateful) == before
 
 
-def test_dropout_is_off_and_training_goes_on(stateful):
+def test_dropout_is_off():
+    plain, dropping = (
+        keras.Sequential(
+            [keras.Input((4,)), keras.layers.Dense(3), *dropout, keras.layers.Dense(2)]
+        )
+        for dropout in ([], [keras.layers.Dropout(0.5, seed=0)])
+    )
+    dropping.set_weights(plain.get_weights())
+    measured = []
+    for model in (plain, dropping):
+        model.compile(optimizer="sgd", loss="mse")
+        measured.append(measure_sensitivity(model, examples()[:2], verbose=0).values())
+    for one, other in zip(*measured, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_measuring_twice_is_the_same_and_training_goes_on(stateful):
     first, second = (measure_sensitivity(stateful, examples(), verbose=0) for _ in range(2))
     for path in first:
         np.testing.assert_array_equal(first[path], second[path])
