@@ -356,7 +356,7 @@ MUTANTS = [
         "optimizers/layerwise/decay.py",
         "decay ** (blocks + 1 - depth)",
         "decay ** (blocks + 1 - max(depth, 1))",
-        "optimizers/test_layerwise.py",
+        "optimizers/test_decay.py",
     ),
     # Saved states.
     Mutant(
