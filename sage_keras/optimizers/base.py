@@ -55,7 +55,7 @@ class OptimizerMixin(_Optimizer):
         on_nonfinite: `"propagate"` or `"skip"`, what to do with a step of which a gradient is
             infinite or not a number. `"propagate"` computes with it, as Keras does; `"skip"` leaves
             weights, slots and `iterations` as they were and counts the step in `skipped_steps`,
-            for which it keeps a copy of the weights and the state during the step. Defaults to
+            for which a compiled step keeps a copy of the weights and the state. Defaults to
             `"propagate"`.
         **kwargs: Keyword arguments of the base optimizer.
     """

@@ -91,9 +91,9 @@ class SensitivityGuided(VariableChoice):
             sensitivities can be looked at. Defaults to `True`.
         on_nonfinite: `"propagate"` or `"skip"`. With `"skip"` a step of which a gradient is
             infinite or not a number changes nothing, and counts in `optimizer.skipped_steps`. It
-            takes a copy of weights and state during the step. With `"propagate"` one such step
-            spoils the moving averages for good, as it does those of Keras's optimizers. Defaults
-            to `"propagate"`.
+            takes a copy of weights and state during a compiled step. With `"propagate"` one such
+            step spoils the moving averages for good, as it does those of Keras's optimizers.
+            Defaults to `"propagate"`.
         **kwargs: Keyword arguments of the base optimizer.
 
     Raises:
