@@ -2,6 +2,10 @@ import os
 
 from hypothesis import settings
 
+# A worker for each core, and a thread for each worker: at more, torch's wait for one another on
+# models as small as these, and take ten times as long. It has to be said before they are imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # No deadlines: a test must not fail because a machine is slow. Hypothesis looks in new places on
 # every run at home, and in the same ones on a build server.
 settings.register_profile("home", deadline=None)
