@@ -19,6 +19,8 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--extended"):
+        # The long ones first: at the end both workers find short ones to share.
+        items.sort(key=lambda item: not item.get_closest_marker("extended"))
         return
     extended = [item for item in items if item.get_closest_marker("extended")]
     config.hook.pytest_deselected(items=extended)
