@@ -1,6 +1,11 @@
 import os
 
+import pytest
 from hypothesis import settings
+
+# A worker for each core, and a thread for each worker: at more, torch's wait for one another on
+# models as small as these, and take ten times as long. It has to be said before they are imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # No deadlines: a test must not fail because a machine is slow. Hypothesis looks in new places on
 # every run at home, and in the same ones on a build server.
@@ -15,6 +20,8 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--extended"):
+        # The long ones first: at the end both workers find short ones to share.
+        items.sort(key=lambda item: not item.get_closest_marker("extended"))
         return
     extended = [item for item in items if item.get_closest_marker("extended")]
     config.hook.pytest_deselected(items=extended)
@@ -27,3 +34,19 @@ def pytest_ignore_collect(collection_path):
     if collection_path.suffix == ".py" and not collection_path.name.startswith("test_"):
         return True
     return None  # others may still ignore it
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Has JAX compile with few optimizations, where a test is not about what it makes of a step."""
+    import keras
+
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()  # what comes after is compiled as usual

@@ -53,11 +53,13 @@ def test_the_table_of_mean_scales_is_what_its_code_prints(capsys):
     assert len(table) == 5
 
 
+@pytest.mark.backend_agnostic
 def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\ntheme:")[0]
     assert {path.name for path in DOCS.glob("*.md")} == set(re.findall(r"\w+\.md", navigation))
 
 
+@pytest.mark.backend_agnostic
 def test_pictures_say_what_they_show():
     for page in [ROOT / "README.md", *DOCS.glob("*.md")]:
         for text, target in re.findall(r"!\[(.*?)\]\((.*?)\)", page.read_text(encoding="utf-8")):
@@ -65,6 +67,7 @@ def test_pictures_say_what_they_show():
             assert (page.parent / target).is_file()
 
 
+@pytest.mark.backend_agnostic
 def test_the_reference_has_every_public_name():
     listed = re.findall(r"^::: (\S+)$", (DOCS / "api.md").read_text(encoding="utf-8"), re.M)
     of_the_measure = {name for name in PUBLIC if name.startswith("sage_keras.sensitivity.")}
@@ -72,6 +75,7 @@ def test_the_reference_has_every_public_name():
     assert len(listed) == len(set(listed))
 
 
+@pytest.mark.backend_agnostic
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_public_names_are_documented(name):
     value = DOCUMENTED[name]

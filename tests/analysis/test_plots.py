@@ -16,6 +16,8 @@ from sage_keras.analysis import (
     read_log,
 )
 
+pytestmark = pytest.mark.backend_agnostic
+
 
 @pytest.fixture
 def log(tmp_path):

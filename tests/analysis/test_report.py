@@ -17,6 +17,8 @@ from matplotlib.image import imread
 from sage_keras.analysis import read_log, write_report
 from sage_keras.analysis.__main__ import main, name_runs
 
+pytestmark = pytest.mark.backend_agnostic
+
 CURVE = {"fraction": np.array([0.0, 0.5]), "loss": np.array([0.4, 0.9])}
 
 

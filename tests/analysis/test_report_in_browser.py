@@ -17,6 +17,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CURVE = {"fraction": np.array([0.0, 0.5]), "loss": np.array([0.4, 0.9])}
 
 pytestmark = [
+    pytest.mark.backend_agnostic,
     pytest.mark.extended,
     pytest.mark.skipif(
         CHROMIUM is None, reason="no chromium on the path; on Debian, `apt install chromium`"

@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks import common
 
+pytestmark = pytest.mark.backend_agnostic
+
 
 def test_encoders_have_the_sizes_of_their_names():
     sizes = {name: common.parameter_count(common.encoder_shapes(name)) for name in common.ENCODERS}

@@ -57,6 +57,7 @@ def test_training_learns_and_takes_whole_batches():
     assert int(trainer.optimizer.iterations) == 9
 
 
+@pytest.mark.backend_agnostic
 def test_examples_are_shuffled_in_another_way_in_each_epoch():
     _, labels = training.in_order(np.arange(70), np.arange(70), steps=2, epochs=3, seed=0)
     epochs = labels.reshape(3, 64)
@@ -66,6 +67,7 @@ def test_examples_are_shuffled_in_another_way_in_each_epoch():
     np.testing.assert_array_equal(again[1], labels)
 
 
+@pytest.mark.backend_agnostic
 def test_each_seed_draws_other_training_examples():
     draws = [TASK.draw_examples(load(), seed) for seed in (0, 0, 1)]
     assert all(len(labels) == 100 for _, labels in draws)
@@ -73,6 +75,7 @@ def test_each_seed_draws_other_training_examples():
     assert not np.array_equal(draws[0][0], draws[2][0])
 
 
+@pytest.mark.backend_agnostic
 def test_wrong_labels_are_another_class_for_their_share():
     task = dataclasses.replace(TASK, train_size=None, wrong_labels=0.2)
     right, wrong = (one.draw_examples(load(), 3) for one in (ALL_EXAMPLES, task))
@@ -80,6 +83,7 @@ def test_wrong_labels_are_another_class_for_their_share():
     assert np.count_nonzero(right[1] != wrong[1]) == 26
 
 
+@pytest.mark.backend_agnostic
 def test_phases_beyond_the_best_rate_and_at_that_of_adamw(tmp_path):
     path = tmp_path / "runs.jsonl"
     sage = {"arm": "Sage", "beta_3": 0.75}
@@ -101,6 +105,7 @@ def test_phases_beyond_the_best_rate_and_at_that_of_adamw(tmp_path):
     assert runs.missing(TASK, "final") != []
 
 
+@pytest.mark.backend_agnostic
 def test_missing_runs_are_those_without_a_line(tmp_path):
     path = tmp_path / "runs.jsonl"
     for line in tuned(best=4e-4)[:3]:
@@ -116,6 +121,7 @@ def test_missing_runs_are_those_without_a_line(tmp_path):
     assert [(rate, seed) for _, rate, seed, _ in final] == [(4e-4, seed) for seed in (0, 1, 3, 4)]
 
 
+@pytest.mark.backend_agnostic
 def test_all_arms_are_given_another_rate_where_the_best_of_one_is_at_the_edge():
     middle, high = tuned(4e-4), tuned(1.6e-3, arm="Sage", beta_3=0.75)
     assert grid.rates_to_try(middle, "tiny") == list(RATES)
@@ -129,6 +135,7 @@ def test_all_arms_are_given_another_rate_where_the_best_of_one_is_at_the_edge():
     assert grid.rates_to_try(tuned(1e-4), "tiny") == [5e-5, *RATES]
 
 
+@pytest.mark.backend_agnostic
 def test_best_rate_is_that_of_the_highest_mean_and_the_lowest_among_equals():
     lines = [make_line(rate=r, value=v) for r, v in ((1e-4, 0.7), (2e-4, 0.7), (4e-4, 0.6))]
     assert results.best_rates(lines, "tiny") == {("AdamW", None): 1e-4}
@@ -159,11 +166,13 @@ def test_command_makes_the_runs_that_are_missing(tmp_path, monkeypatch):
     assert wanted | {"commit"} <= set(json.loads(first))
 
 
+@pytest.mark.backend_agnostic
 def test_wrong_names_are_refused(tmp_path):
     with pytest.raises(SystemExit, match="--arms must be among AdamW"):
         grid.main(["--arms", "Sgae", "--results", str(tmp_path / "runs.jsonl")])
 
 
+@pytest.mark.backend_agnostic
 def test_matthews_is_zero_for_a_constant_answer():
     labels = np.array([0, 1, 1, 0])
     assert matthews(labels, np.array([[0.0, np.nan]] * 4))["value"] == 0.0

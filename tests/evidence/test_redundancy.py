@@ -43,6 +43,7 @@ def test_measure(monkeypatch):
     assert line["quantiles"]["0.5"] < 1.0 < line["quantiles"]["0.99"]
 
 
+@pytest.mark.backend_agnostic
 def test_runs_that_are_there_are_not_repeated(tmp_path, monkeypatch):
     monkeypatch.setattr("evidence.tasks.make_tasks", lambda folder: {"tiny": TASK})
     monkeypatch.setattr(redundancy, "COMPARED", ("AdamW",))

@@ -8,6 +8,8 @@ from evidence import intervals, report
 from evidence import lines as results
 from evidence.arms import label
 
+pytestmark = pytest.mark.backend_agnostic
+
 RATES = (1e-4, 2e-4, 4e-4)
 SEEDS = range(5)
 

@@ -11,6 +11,7 @@ from evidence import lines as results
 from sage_keras import TRANSFORMER_BLOCKS, arguments
 
 
+@pytest.mark.backend_agnostic
 @pytest.mark.parametrize("pair", [False, True])
 def test_tab_separated_sentences_are_read(tmp_path, pair):
     second = ("It's a lake.", "No.") if pair else ("", "")
@@ -26,12 +27,14 @@ def test_tab_separated_sentences_are_read(tmp_path, pair):
     assert labels.tolist() == [1, 0]
 
 
+@pytest.mark.backend_agnostic
 def test_tokens_that_are_padding_do_not_count():
     labels = np.array([[3, 2, 0, 0], [1, 0, 0, 0]])
     logits = np.eye(4)[[[3, 1, 0, 0], [1, 2, 2, 2]]]
     assert tasks.token_accuracy(labels, logits) == {"value": 2 / 3}
 
 
+@pytest.mark.backend_agnostic
 def test_f1_goes_with_accuracy():
     values = tasks.accuracy_and_f1(np.array([1, 1, 0, 0]), np.eye(2)[[1, 0, 1, 0]])
     assert values == {"value": 0.5, "f1": 0.5}
@@ -57,6 +60,7 @@ def test_weights_follow_from_the_seed():
     assert np.abs(draws[0] - draws[2]).max() > 0.01
 
 
+@pytest.mark.backend_agnostic
 def test_every_task_is_tuned_over_the_rates_of_its_kind():
     made = tasks.make_tasks()
     assert set(results.MAIN_TASKS) <= set(made)

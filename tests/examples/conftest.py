@@ -56,10 +56,6 @@ def tiny_text(tiny_preset, monkeypatch):
     return use_in
 
 
-@pytest.fixture(scope="session", autouse=True)
-def quick_compilation():
-    """JAX compiles these small models for seconds, and runs them for none."""
-    if keras.backend.backend() == "jax":
-        import jax
-
-        jax.config.update("jax_disable_most_optimizations", True)
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly(quick_compilation):
+    """All examples: JAX compiles these small models for seconds, and runs them for none."""

@@ -5,6 +5,7 @@ import re
 
 import keras
 import numpy as np
+import pytest
 
 
 def test_loop_learns_the_digits(capsys):
@@ -23,6 +24,7 @@ def test_loop_learns_the_digits(capsys):
     assert all(1e-5 < float(value) < 1e-1 for _, value in sensitivities)
 
 
+@pytest.mark.backend_agnostic
 def test_what_is_there_to_be_copied_needs_nothing_else_of_the_examples(examples):
     names = {path.name for path in examples.glob("*.py") if "common" not in path.read_text()}
     loops = {f"custom_loop_{backend}.py" for backend in ("jax", "tensorflow", "torch")}

@@ -20,7 +20,12 @@ def start(examples, output, devices, *options, **environment):
     command = [sys.executable, str(examples / "distributed_jax.py"), "--quick", *options]
     return subprocess.Popen(
         [*command, "--output", str(output)],
-        env={**os.environ, "XLA_FLAGS": flags, **environment},
+        env={
+            **os.environ,
+            "XLA_FLAGS": flags,
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # as conftest.py has it here
+            **environment,
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

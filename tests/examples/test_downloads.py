@@ -19,6 +19,8 @@ SOURCE = "tiny_package-1.0.tar.gz"
 # A build backend of the archive's own: pip needs nothing else to run it. It leaves a trace.
 BACKEND = """
 import pathlib
+
+pytestmark = pytest.mark.backend_agnostic
 pathlib.Path({trace!r}).touch()
 
 def prepare_metadata_for_build_wheel(folder, config_settings=None):

@@ -16,6 +16,8 @@ from common.downloads import UnavailableError
 from example_runs import stopped
 from modes import BACKEND
 
+pytestmark = pytest.mark.backend_agnostic
+
 EXAMPLES = [
     distributed_jax,
     finetune_dps,

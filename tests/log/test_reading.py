@@ -8,6 +8,8 @@ import pytest
 from sage_keras.analysis import read_dps_log, read_log
 from sage_keras.log.writing import JsonLines
 
+pytestmark = pytest.mark.backend_agnostic
+
 NAN = float("nan")
 
 

@@ -19,6 +19,8 @@ from sage_keras.log.format import SENSITIVITY
 from sage_keras.log.reading import read_log
 from sage_keras.log.writing import JsonLines, LogWriter, TensorBoardEvents, local_folder
 
+pytestmark = pytest.mark.backend_agnostic
+
 fcntl = pytest.importorskip("fcntl", reason="a file is locked where there is fcntl")
 
 

@@ -386,12 +386,14 @@ def assert_chosen(name):
     return by_blocks, by_matrices, model
 
 
+@pytest.mark.backend_agnostic
 @pytest.mark.extended
 @pytest.mark.parametrize("name", [name for name in CHOSEN if name not in EXPERTS])
 def test_share_that_is_chosen(name):
     assert_chosen(name)
 
 
+@pytest.mark.backend_agnostic
 @pytest.mark.parametrize("name", EXPERTS)
 def test_experts_are_chosen_and_what_chooses_them_is_not(name):
     by_blocks, by_matrices, model = assert_chosen(name)
