@@ -16,38 +16,6 @@ from sage_keras.optimizers.dps import selection
 
 few = settings(deadline=None, max_examples=60)
 RATES = st.integers(0, 999).map(lambda thousandths: thousandths / 1000)
-# Many equal ones, zeros, the tiniest and the largest that float32 has.
-SCORES = st.lists(
-    st.one_of(
-        st.sampled_from([0.0, 1.0, 2.0, 1e-45, 2.0**-126, 3.4028234663852886e38, float("inf")]),
-        st.floats(0, width=32, allow_nan=False),
-    ),
-    min_size=1,
-    max_size=40,
-)
-
-
-@few
-@given(SCORES, st.data())
-def test_threshold_is_the_value_that_sorting_finds(scores, data):
-    count = data.draw(st.integers(1, len(scores)))
-    scores = np.array(scores, dtype="float32")
-    expected = np.sort(scores)[::-1][count - 1]
-    bits = selection.threshold(ops.convert_to_tensor(scores), count)
-    assert int(bits) == expected.view("int32")
-    mask = to_numpy(selection.at_least(ops.convert_to_tensor(scores), bits))
-    np.testing.assert_array_equal(mask, scores.view("int32") >= expected.view("int32"))
-
-
-@pytest.mark.parametrize("shape", [(), (1,), (300, 200), (3, 4, 5, 6)])
-def test_exactly_the_best_are_kept_in_any_shape(shape):
-    scores = np.random.default_rng(0).permutation(np.arange(np.prod(shape, dtype=int)) + 1.0)
-    scores = ops.convert_to_tensor(scores.reshape(shape).astype("float32"))
-    size = int(np.prod(shape))
-    count = selection.kept_count(size, 0.3)
-    mask = to_numpy(selection.at_least(scores, selection.threshold(scores, count)))
-    assert mask.shape == shape
-    np.testing.assert_array_equal(mask, to_numpy(scores) > size - count)
 
 
 def compilations(caplog, steps):
