@@ -466,15 +466,17 @@ class GradualPruning(SensitivityAverage):
             )
         return self._mask(index)
 
-    def _kept(self) -> list[int]:
+    def _kept_counts(self) -> list[Tensor]:
         """How many weights of each pruned variable are kept."""
-        masks = [self._mask(index) for index in self._indices()]
-        return [int(ops.convert_to_numpy(ops.sum(ops.cast(one, "int32")))) for one in masks]
+        return [ops.sum(ops.cast(self._mask(index), "int32")) for index in self._indices()]
+
+    def _kept(self) -> list[int]:
+        return [int(ops.convert_to_numpy(count)) for count in self._kept_counts()]
 
     def _readable(self) -> bool:
         """Whether the masks can be read: not inside of what is traced, or lost by JAX."""
-        masks = [one for one in self._masks if one is not None]
-        return all(has_value(one) and is_concrete(ops.convert_to_tensor(one)) for one in masks)
+        held = all(has_value(one) for one in self._masks if one is not None)
+        return held and all(map(is_concrete, self._kept_counts()))
 
     def _own_settings(self) -> dict[str, Any]:
         settings = super()._own_settings()
