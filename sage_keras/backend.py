@@ -229,14 +229,19 @@ def has_value(variable: Variable) -> bool:
     return value is not None and not (deleted is not None and deleted())
 
 
+def is_laid_out(variable: Variable) -> bool:
+    """Whether Keras lays a variable out over devices, or a copy of it on each."""
+    return isinstance(getattr(variable, "_layout", None), keras.distribution.TensorLayout)
+
+
 def replicated(tensor: Tensor, variable: Variable) -> Tensor:
     """A tensor of which every device has a copy, where Keras lays `variable` out over devices.
 
     Left to itself XLA may spread a small tensor, and then move whole variables to where that is.
     """
-    layout = getattr(variable, "_layout", None)
-    if not isinstance(layout, keras.distribution.TensorLayout):
+    if not is_laid_out(variable):
         return tensor
+    layout = variable._layout
     whole = keras.distribution.TensorLayout([None] * len(tensor.shape), layout.device_mesh)
     return keras.distribution.distribute_tensor(tensor, whole)
 
@@ -246,7 +251,7 @@ def slot_layout(variable: Variable, shape: Sequence[int]) -> Any:
     layout = getattr(variable, "_layout", None)
     if tuple(shape) == tuple(variable.shape):
         return layout
-    if not isinstance(layout, keras.distribution.TensorLayout):
+    if not is_laid_out(variable):
         return None
     sizes = zip(layout.axes, shape, variable.shape)
     axes = [axis if size == whole else None for axis, size, whole in sizes]

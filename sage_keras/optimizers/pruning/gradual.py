@@ -9,7 +9,7 @@ from keras import ops
 from sage_keras import arguments, scores, thresholds
 from sage_keras import sensitivity as measure
 from sage_keras.annotations import Tensor, Variable
-from sage_keras.backend import cond, has_value, is_concrete
+from sage_keras.backend import cond, has_value, is_concrete, is_laid_out
 from sage_keras.optimizers.measured import SensitivityAverage
 from sage_keras.optimizers.patterns import is_weight_matrix
 from sage_keras.optimizers.pruning import pattern as groups
@@ -358,9 +358,11 @@ class GradualPruning(SensitivityAverage):
                 self.assign(self._hidden[index], ops.copy(weight))
         # In this form the masks that stay are applied where XLA writes the update, and a step that
         # takes no masks reads and writes no weight once more.
+        shown = [
+            ops.logical_or(masks[at], self._after_scores(due, i)) for at, i in enumerate(indices)
+        ]
         values = [
-            ops.where(ops.logical_or(masks[at], due), proposal, 0.0)
-            for (at, _), proposal in zip(masked, proposals)
+            ops.where(shown[at], proposal, 0.0) for (at, _), proposal in zip(masked, proposals)
         ]
 
         def take() -> list[Tensor]:
@@ -372,6 +374,19 @@ class GradualPruning(SensitivityAverage):
         targets = [self._masks[index] for index in indices] + [variable for _, variable in masked]
         for variable, value in zip(targets, results):
             self.assign(variable, value)
+
+    def _after_scores(self, due: Tensor, index: int) -> Tensor:
+        """`due`, which XLA knows no sooner than the scores of a variable.
+
+        Else it might overwrite the weights before they are read for the scores, and copies them.
+        """
+        slot = self._own_scores[index]
+        slot = self._sensitivities[index] if slot is None else slot
+        if slot is None or is_laid_out(slot):  # one element would have to go to all devices
+            return due
+        first = ops.convert_to_tensor(slot)[(0,) * len(slot.shape)]
+        never = ops.equal(first, float("-inf"))
+        return ops.logical_and(due, ops.logical_not(never))
 
     def _is_due(self) -> Tensor:
         """Whether masks are taken at the end of the step that `iterations` counts last."""
