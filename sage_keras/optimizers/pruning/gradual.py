@@ -260,7 +260,7 @@ class GradualPruning(SensitivityAverage):
     def _add_slots(self, variables: list[Variable]) -> None:
         super()._add_slots(variables)
         own = {"confidence": "uncertainty", "movement": "movement", "fisher": "fisher"}
-        self._masks = self._pruned_slots(variables, "mask", "bool", "ones")
+        self._pruning_masks = self._pruned_slots(variables, "mask", "bool", "ones")
         self._own_scores = (
             self._pruned_slots(variables, own[self.score], "float32")
             if self.score in own
@@ -299,7 +299,7 @@ class GradualPruning(SensitivityAverage):
             if hidden is not None:
                 variable = self._trainable_variables[index]
                 weights = [ops.convert_to_tensor(one) for one in (variable, hidden)]
-                self.assign(variable, ops.where(self._mask(index), *weights))
+                self.assign(variable, ops.where(self._pruning_mask(index), *weights))
 
     def _before_clipping(self, grads: list[Tensor], variables: list[Variable]) -> list[Tensor]:
         if self.score not in scores.WITHOUT_DATA:
@@ -346,7 +346,7 @@ class GradualPruning(SensitivityAverage):
         super()._end_step(updated)
         due = ops.logical_and(updated, self._is_due())
         indices = self._indices()
-        masks = [self._mask(index) for index in indices]
+        masks = [self._pruning_mask(index) for index in indices]
         # The model's variables, and the averages of EMA that take their place.
         masked = [(at, self._trainable_variables[index]) for at, index in enumerate(indices)]
         if self.use_ema:
@@ -371,7 +371,9 @@ class GradualPruning(SensitivityAverage):
             return [*taken, *zeroed]
 
         results = cond(due, take, lambda: [*masks, *values])
-        targets = [self._masks[index] for index in indices] + [variable for _, variable in masked]
+        targets = [self._pruning_masks[index] for index in indices] + [
+            variable for _, variable in masked
+        ]
         for variable, value in zip(targets, results):
             self.assign(variable, value)
 
@@ -444,8 +446,8 @@ class GradualPruning(SensitivityAverage):
     def _indices(self) -> list[int]:
         return [index for index, pruned in enumerate(self._pruned) if pruned] if self.built else []
 
-    def _mask(self, index: int) -> Tensor:
-        return ops.cast(self._masks[index], "bool")
+    def _pruning_mask(self, index: int) -> Tensor:
+        return ops.cast(self._pruning_masks[index], "bool")
 
     # What users look at.
 
@@ -479,18 +481,18 @@ class GradualPruning(SensitivityAverage):
                 f"Argument `variable` must be one that this optimizer {instead}. "
                 f"Received: variable={variable_path(variable)}"
             )
-        return self._mask(index)
+        return self._pruning_mask(index)
 
     def _kept_counts(self) -> list[Tensor]:
         """How many weights of each pruned variable are kept."""
-        return [ops.sum(ops.cast(self._mask(index), "int32")) for index in self._indices()]
+        return [ops.sum(ops.cast(self._pruning_mask(index), "int32")) for index in self._indices()]
 
     def _kept(self) -> list[int]:
         return [int(ops.convert_to_numpy(count)) for count in self._kept_counts()]
 
     def _readable(self) -> bool:
         """Whether the masks can be read: not inside of what is traced, or lost by JAX."""
-        held = all(has_value(one) for one in self._masks if one is not None)
+        held = all(has_value(one) for one in self._pruning_masks if one is not None)
         return held and all(map(is_concrete, self._kept_counts()))
 
     def _own_settings(self) -> dict[str, Any]:
