@@ -105,8 +105,8 @@ def compiled_loop(function: Callable[..., Any]) -> Callable[..., Any]:
     if keras.backend.backend() == "torch":
         import torch
 
-        opaque: Callable[..., Any] = torch.compiler.disable(function)
-        return opaque
+        disable: Any = torch.compiler.disable  # it has no types
+        return disable(function)
     if keras.backend.backend() != "jax":
         return function
     jitted: Callable[..., Any] = compiled(function)
@@ -248,7 +248,7 @@ def replicated(tensor: Tensor, variable: Variable) -> Tensor:
 
 def slot_layout(variable: Variable, shape: Sequence[int]) -> Any:
     """How to lay out, over devices, a slot that broadcasts to a variable: as the variable is."""
-    layout = getattr(variable, "_layout", None)
+    layout: Any = getattr(variable, "_layout", None)
     if tuple(shape) == tuple(variable.shape):
         return layout
     if not is_laid_out(variable):

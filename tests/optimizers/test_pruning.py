@@ -383,7 +383,7 @@ def test_more_weights_than_can_be_ranked_are_refused():
     with pytest.raises(ValueError, match="A variable that is pruned has 2147483648 weights"):
         optimizer._check_sizes([Huge()])
     Huge.shape = (2**15, 2**15)
-    with pytest.raises(ValueError, match='have 2147483648 weights.*Pass scope="variable"'):
+    with pytest.raises(ValueError, match=r'have 2147483648 weights.*Pass scope="variable"'):
         optimizer._check_sizes([Huge(), Huge()])
     PrunedAdamW(total_steps=10, scope="variable")._check_sizes([Huge(), Huge()])
 
