@@ -460,7 +460,7 @@ class GradualPruning(SensitivityAverage):
     def sparsity(self) -> float:
         """The share of the weights of the pruned variables that is zero now, exactly."""
         sizes = [math.prod(variable.shape) for variable in self.pruned_variables]
-        return 1.0 - sum(self._kept()) / sum(sizes) if sizes else 0.0
+        return 1.0 - sum(self.kept_counts()) / sum(sizes) if sizes else 0.0
 
     def mask(self, variable: Variable) -> Tensor:
         """Which weights of a variable are kept.
@@ -483,17 +483,21 @@ class GradualPruning(SensitivityAverage):
             )
         return self._pruning_mask(index)
 
-    def _kept_counts(self) -> list[Tensor]:
-        """How many weights of each pruned variable are kept."""
-        return [ops.sum(ops.cast(self._pruning_mask(index), "int32")) for index in self._indices()]
+    def kept_counts(self) -> list[int]:
+        """How many weights of each pruned variable are kept.
 
-    def _kept(self) -> list[int]:
-        return [int(ops.convert_to_numpy(count)) for count in self._kept_counts()]
+        Returns:
+            List of integers, in the order of `pruned_variables`.
+        """
+        return [int(ops.convert_to_numpy(count)) for count in self._counts()]
+
+    def _counts(self) -> list[Tensor]:
+        return [ops.sum(ops.cast(self._pruning_mask(index), "int32")) for index in self._indices()]
 
     def _readable(self) -> bool:
         """Whether the masks can be read: not inside of what is traced, or lost by JAX."""
         held = all(has_value(one) for one in self._pruning_masks if one is not None)
-        return held and all(map(is_concrete, self._kept_counts()))
+        return held and all(map(is_concrete, self._counts()))
 
     def _own_settings(self) -> dict[str, Any]:
         settings = super()._own_settings()
@@ -513,6 +517,6 @@ class GradualPruning(SensitivityAverage):
         column = dict.fromkeys(self._names.trained, "plain")
         column |= {
             path: f"pruned {1 - kept / size:.3g}"
-            for path, kept, size in zip(pruned, self._kept(), sizes)
+            for path, kept, size in zip(pruned, self.kept_counts(), sizes)
         }
         return [column, *super()._summary_columns()]
