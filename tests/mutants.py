@@ -193,7 +193,7 @@ MUTANTS = [
     ),
     Mutant(
         "float64 scores are rounded to float32 before they are ranked",
-        "analysis/scores.py",
+        "scores.py",
         'array.astype("float64" if array.dtype == "float64" else "float32", copy=False)',
         'array.astype("float32", copy=False)',
         "analysis/test_pruning.py",

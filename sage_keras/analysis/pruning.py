@@ -11,16 +11,16 @@ from keras import ops
 
 from sage_keras import arguments
 from sage_keras.analysis.data import check_data, count_batches
-from sage_keras.analysis.scores import by_path, read_scores
 from sage_keras.annotations import Arrays, Scores
 from sage_keras.groups import group_variables
+from sage_keras.scores import by_path, read_sortable
 
 _SCOPES = ("global", "layer")
 
 
 @contextlib.contextmanager
 def pruned(
-    model: keras.Model, sensitivities: Scores, fraction: float, scope: str = "global"
+    model: keras.Model, sensitivities: Scores | str, fraction: float, scope: str = "global"
 ) -> Iterator[None]:
     """Zeroes the least sensitive weights of a model inside a `with` block.
 
@@ -35,8 +35,9 @@ def pruned(
     Args:
         model: A built `keras.Model`.
         sensitivities: Dict of variable path to an array of the variable's shape, as
-            `measure_sensitivity`, `magnitude_scores` and `random_scores` return it. Variables
-            that it does not name are left alone: drop from the dict what shall not be pruned.
+            `measure_sensitivity`, `magnitude_scores` and `random_scores` return it; or
+            `"magnitude"` or `"random"`. Variables that the dict does not name are left alone:
+            drop from it what shall not be pruned.
         fraction: Float in [0, 1], the fraction of weights to zero.
         scope: `"global"` to take the least sensitive weights of all the named variables
             together, or `"layer"` to take the same fraction of each layer. Defaults to
@@ -63,7 +64,7 @@ def pruned(
     """
     fraction = arguments.share("fraction", fraction, example=0.2)
     arguments.choice("scope", scope, _SCOPES)
-    scores = _read_sortable(model, sensitivities)
+    scores = read_sortable(model, sensitivities)
 
     masks = _masks(model, scores, fraction, scope)
     variables = by_path(model)
@@ -81,7 +82,7 @@ def pruned(
 def pruning_curve(
     model: keras.Model,
     data: Any,
-    sensitivities: Scores,
+    sensitivities: Scores | str,
     fractions: Sequence[float] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
     scope: str = "global",
     batch_size: int | None = None,
@@ -97,8 +98,7 @@ def pruning_curve(
             `(x, y, sample_weight)`, a `tf.data.Dataset`, a `keras.utils.PyDataset` or a torch
             DataLoader; or a list of batches. It is read once for each fraction.
         sensitivities: Dict of variable path to an array of the variable's shape, as
-            `measure_sensitivity` returns it. For the baselines pass `magnitude_scores(model)` or
-            `random_scores(model, seed)`.
+            `measure_sensitivity` returns it, or `"magnitude"` or `"random"` for the baselines.
         fractions: Floats in [0, 1], the fractions of weights to zero. Defaults to
             `(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)`.
         scope: `"global"` or `"layer"`, as in `pruned`. Defaults to `"global"`.
@@ -119,12 +119,11 @@ def pruning_curve(
 
     >>> import keras
     >>> import numpy as np
-    >>> from sage_keras.analysis import magnitude_scores
     >>> dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")
     >>> model = keras.Sequential([keras.Input((2,)), dense])
     >>> model.compile(loss="mae")
     >>> data = np.array([[1.0, 2.0]]), np.array([[3.0]])
-    >>> curve = pruning_curve(model, data, magnitude_scores(model), (0.0, 0.5, 1.0), verbose=0)
+    >>> curve = pruning_curve(model, data, "magnitude", (0.0, 0.5, 1.0), verbose=0)
     >>> curve["loss"].tolist()
     [0.0, 1.0, 3.0]
 
@@ -135,7 +134,7 @@ def pruning_curve(
     if not fractions:
         raise ValueError("Argument `fractions` must not be empty. Write, such as, (0.0, 0.2, 0.4).")
     arguments.choice("scope", scope, _SCOPES)
-    scores = _read_sortable(model, sensitivities)
+    scores = read_sortable(model, sensitivities)
     _check_repeatable(data, batch_size)
 
     bar = keras.utils.Progbar(len(fractions), verbose=verbose, stateless_metrics=[])
@@ -147,17 +146,6 @@ def pruning_curve(
             curve.setdefault(name, np.empty(len(fractions)))[done - 1] = value
         bar.update(done, [("fraction", fraction), *logs.items()])
     return curve
-
-
-def _read_sortable(model: keras.Model, sensitivities: Scores) -> Arrays:
-    scores = read_scores(model, sensitivities)
-    for path, array in scores.items():
-        if np.isnan(array).any():
-            raise ValueError(
-                f"Argument `sensitivities` has NaNs for {path!r}, which cannot be ranked. Measure "
-                "on data that give a finite loss, or drop the variable from the dict."
-            )
-    return scores
 
 
 def _masks(model: keras.Model, scores: Arrays, fraction: float, scope: str) -> Arrays:

@@ -11,11 +11,11 @@ import rich.console
 import rich.markup
 import rich.table
 
-from sage_keras.analysis.scores import read_scores, to_numpy
 from sage_keras.annotations import Scores, Variable
 from sage_keras.groups import group_variables
 from sage_keras.optimizers.sage.guided import SensitivityGuided, guided_optimizers
 from sage_keras.paths import unique_paths
+from sage_keras.scores import read_scores, to_numpy
 
 _REDUNDANT = 0.01  # of the model's mean: parameters below it count as redundant
 _UNKNOWN = "-"

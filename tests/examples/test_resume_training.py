@@ -34,8 +34,10 @@ def assert_equal(folder, reference):
 
 
 @pytest.mark.extended
-def test_a_run_killed_twice_while_it_saves_ends_as_one_never_killed(tmp_path):
+@pytest.mark.parametrize("optimizer", ["sage", "platon"])
+def test_a_run_killed_twice_while_it_saves_ends_as_one_never_killed(optimizer, tmp_path):
     settings = ["--steps", "120", "--save-every", "20", "--update-freq", "5"]
+    settings += ["--optimizer", optimizer]
     resume_training.main([*settings, "--output", str(tmp_path / "reference")])
     job = crashes.Job(BACKEND, tmp_path / "run", [*settings, "--way", WAY])
     job.kill(0.0, while_saving=True)

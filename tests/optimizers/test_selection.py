@@ -12,42 +12,11 @@ from keras import ops
 from modes import BACKEND, to_numpy
 
 from sage_keras import DPSDense, DPSMix
+from sage_keras.optimizers.columns import column_shape
 from sage_keras.optimizers.dps import selection
 
 few = settings(deadline=None, max_examples=60)
 RATES = st.integers(0, 999).map(lambda thousandths: thousandths / 1000)
-# Many equal ones, zeros, the tiniest and the largest that float32 has.
-SCORES = st.lists(
-    st.one_of(
-        st.sampled_from([0.0, 1.0, 2.0, 1e-45, 2.0**-126, 3.4028234663852886e38, float("inf")]),
-        st.floats(0, width=32, allow_nan=False),
-    ),
-    min_size=1,
-    max_size=40,
-)
-
-
-@few
-@given(SCORES, st.data())
-def test_threshold_is_the_value_that_sorting_finds(scores, data):
-    count = data.draw(st.integers(1, len(scores)))
-    scores = np.array(scores, dtype="float32")
-    expected = np.sort(scores)[::-1][count - 1]
-    bits = selection.threshold(ops.convert_to_tensor(scores), count)
-    assert int(bits) == expected.view("int32")
-    mask = to_numpy(selection.at_least(ops.convert_to_tensor(scores), bits))
-    np.testing.assert_array_equal(mask, scores.view("int32") >= expected.view("int32"))
-
-
-@pytest.mark.parametrize("shape", [(), (1,), (300, 200), (3, 4, 5, 6)])
-def test_exactly_the_best_are_kept_in_any_shape(shape):
-    scores = np.random.default_rng(0).permutation(np.arange(np.prod(shape, dtype=int)) + 1.0)
-    scores = ops.convert_to_tensor(scores.reshape(shape).astype("float32"))
-    size = int(np.prod(shape))
-    count = selection.kept_count(size, 0.3)
-    mask = to_numpy(selection.at_least(scores, selection.threshold(scores, count)))
-    assert mask.shape == shape
-    np.testing.assert_array_equal(mask, to_numpy(scores) > size - count)
 
 
 def compilations(caplog, steps):
@@ -182,12 +151,12 @@ def test_columns_of_attention_are_its_inputs(name):
     for variable in make(keras_hub.models).trainable_variables:
         *_, layer, kind = variable.path.split("/")
         if layer in expected and kind == "kernel":
-            found[layer] = selection.column_shape(variable.path, variable.shape)
+            found[layer] = column_shape(variable.path, variable.shape)
     assert found == expected
 
 
 def test_columns_of_other_variables():
-    assert selection.column_shape("conv/kernel", (3, 3, 4, 8)) == (3, 3, 4, 1)
-    assert selection.column_shape("query/bias", (2, 4)) == (2, 4)
-    assert selection.column_shape("embeddings", (30, 8)) == (30, 1)
-    assert selection.column_shape("scale", ()) == ()
+    assert column_shape("conv/kernel", (3, 3, 4, 8)) == (3, 3, 4, 1)
+    assert column_shape("query/bias", (2, 4)) == (2, 4)
+    assert column_shape("embeddings", (30, 8)) == (30, 1)
+    assert column_shape("scale", ()) == ()

@@ -4,12 +4,11 @@ Training goes in cycles of two stages of `stage_steps` updates each. In stage I 
 and its squared gradients add up to its score; in stage II the subnetwork of the best scores trains:
 
     k         = ceil((1 - drop_rate) * n)                          `kept_count`
-    threshold = the k-th largest score                             `threshold`
-    mask      = score >= threshold                                 `at_least`
+    threshold = the k-th largest score                             `thresholds.threshold`
+    mask      = score >= threshold                                 `thresholds.at_least`
 
 Mix scores by the drawn gradients alone, `score * frequency_factor`, and trains on the mixture of
-the weights with those of a fixed point, `mixed`. It draws whole columns; `column_shape` tells what
-is a column.
+the weights with those of a fixed point, `mixed`. It draws whole columns: see `columns`.
 
 Nothing here has state, and nothing knows of Keras variables or optimizers.
 
@@ -19,20 +18,15 @@ Reference:
 
 import fractions
 import math
-import re
-from collections.abc import Sequence
 
 from keras import ops
 
 from sage_keras.annotations import Tensor
-from sage_keras.backend import compiled_loop
 
 # Twice as many updates, a cycle of two stages, are still counted in int32.
 LONGEST_STAGE = 2**30 - 1
 # The authors punish frequency only where a stage is long enough to tell columns apart.
 _SHORTEST_PENALIZED_STAGE = 50
-# EinsumDense kernels that project to (heads, head size). The authors' have the heads in one axis.
-_SPLIT_INTO_HEADS = r"(?:query|key|value)[^/]*/kernel$"
 
 
 def steps_per_stage(total_steps: int, update_ratio: float) -> int:
@@ -90,64 +84,6 @@ def kept_count(size: int, drop_rate: float) -> int:
     return math.ceil(size * (1 - _decimal(drop_rate)))
 
 
-def threshold(scores: Tensor, count: int) -> Tensor:
-    """The `count`-th largest score, as the bits of a float32.
-
-    Non-negative floats are ordered as the integers that their bits spell, so 31 counts find the
-    value bit by bit. In XLA sorting takes many times as long.
-
-    Args:
-        scores: Float32 tensor without negative values, of any shape.
-        count: Integer from 1 to the number of scores.
-
-    Returns:
-        Int32 scalar tensor, as `at_least` takes it.
-
-    Example:
-
-    >>> from keras import ops
-    >>> bits = threshold(ops.array([0.5, 3.0, 2.0, 1.0]), count=2)
-    >>> float(ops.view(bits, "float32"))
-    2.0
-    """
-    return _threshold(ops.view(scores, "int32"), ops.convert_to_tensor(count, "int32"))
-
-
-@compiled_loop
-def _threshold(bits: Tensor, count: Tensor) -> Tensor:
-    def try_bit(found: Tensor, bit: Tensor) -> tuple[Tensor, Tensor]:
-        larger = ops.add(found, bit)
-        reached = ops.sum(ops.cast(ops.greater_equal(bits, larger), "int32"))
-        return ops.where(ops.greater_equal(reached, count), larger, found), ops.floor_divide(bit, 2)
-
-    start = (ops.convert_to_tensor(0, "int32"), ops.convert_to_tensor(1 << 30, "int32"))
-    found, _ = ops.while_loop(lambda found, bit: ops.greater(bit, 0), try_bit, start)
-    return found
-
-
-def at_least(scores: Tensor, threshold: Tensor) -> Tensor:
-    """Which scores reach a threshold.
-
-    They are compared bit by bit, as they were when the threshold was taken; as floats, backends
-    disagree on the tiniest.
-
-    Args:
-        scores: Float32 tensor without negative values.
-        threshold: Int32 scalar tensor, the bits of a float32.
-
-    Returns:
-        Boolean tensor of the shape of `scores`.
-
-    Example:
-
-    >>> from keras import ops
-    >>> scores = ops.array([0.5, 3.0, 2.0, 2.0])
-    >>> ops.convert_to_numpy(at_least(scores, threshold(scores, count=2))).tolist()
-    [False, True, True, True]
-    """
-    return ops.greater_equal(ops.view(scores, "int32"), threshold)
-
-
 def frequency_factor(frequencies: Tensor, stage_steps: int) -> Tensor:
     """What turns accumulated squared gradients into the score of Mix.
 
@@ -199,42 +135,6 @@ def mixed(weight: Tensor, target: Tensor, mask: Tensor, drop_rate: float) -> Ten
     """
     moved = ops.divide(ops.subtract(weight, ops.multiply(target, drop_rate)), 1.0 - drop_rate)
     return ops.where(mask, moved, target)
-
-
-def column_shape(path: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape of a mask that has one element for each column.
-
-    A column is what one input of a layer is multiplied by: all of a weight matrix's weights that
-    go from that input to the outputs. The last axis of Keras's kernels is an output, and the
-    others index inputs. Of the queries, keys and values of attention, whose kernels are of shape
-    `(inputs, heads, head size)`, or `(heads, inputs, head size)` as in Gemma, the axis of the heads
-    is an output as well. The elements of biases, vectors and scalars are columns by themselves.
-
-    Args:
-        path: String, the path of the variable.
-        shape: Tuple of integers, its shape.
-
-    Returns:
-        Tuple of integers that broadcasts to `shape`.
-
-    Example:
-
-    >>> column_shape("dense/kernel", (8, 32))
-    (8, 1)
-    >>> column_shape("attention/query/kernel", (8, 2, 4))
-    (8, 1, 1)
-    >>> column_shape("attention/attention_output/kernel", (2, 4, 8))
-    (2, 4, 1)
-    >>> column_shape("attention/query/bias", (2, 4))
-    (2, 4)
-    """
-    shape = tuple(shape)
-    if len(shape) < 2 or path.endswith("bias"):
-        return shape
-    if len(shape) == 3 and re.search(_SPLIT_INTO_HEADS, path):
-        # There are more inputs than heads.
-        return (shape[0], 1, 1) if shape[0] >= shape[1] else (1, shape[1], 1)
-    return (*shape[:-1], 1)
 
 
 def _decimal(number: float) -> fractions.Fraction:

@@ -10,6 +10,7 @@ from sage_keras.annotations import Tensor, Variable
 from sage_keras.backend import cond
 from sage_keras.optimizers.dps import selection
 from sage_keras.optimizers.dps.partial import PartialTraining
+from sage_keras.thresholds import at_least, threshold
 
 
 class SubnetworkSelection(PartialTraining):
@@ -175,9 +176,7 @@ class SubnetworkSelection(PartialTraining):
                 [
                     ops.convert_to_tensor(0, "int32")
                     if one is None
-                    else selection.threshold(
-                        one, selection.kept_count(math.prod(one.shape), self.drop_rate)
-                    )
+                    else threshold(one, selection.kept_count(math.prod(one.shape), self.drop_rate))
                     for one in scores
                 ]
             )
@@ -186,7 +185,6 @@ class SubnetworkSelection(PartialTraining):
         self._thresholds.assign(cond(begins, select, lambda: thresholds))
 
     def _mask(self, index: int) -> Tensor:
-        threshold = ops.cast(self._thresholds[index], "int32")
+        least = ops.cast(self._thresholds[index], "int32")
         # Every score reaches zero.
-        threshold = ops.where(self._in_stage_one(), 0, threshold)
-        return selection.at_least(self._scores[index], threshold)
+        return at_least(self._scores[index], ops.where(self._in_stage_one(), 0, least))
