@@ -277,15 +277,7 @@ def _warn_of_mixed_weights(model: keras.Model) -> None:
 
 
 def _check_model(model: Any) -> None:
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"Argument `model` must be a `keras.Model`. Received: {type(model).__name__}"
-        )
-    if not model.built:
-        raise ValueError(
-            f"The model {model.name!r} is not built. Call it on a batch of data, or `model.build` "
-            "with the shape of its input, before it is measured."
-        )
+    arguments.built_model("model", model)
     if not model.compiled:
         raise ValueError(
             f"The model {model.name!r} is not compiled, so that it has no loss to measure. "
