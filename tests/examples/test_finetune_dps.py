@@ -6,6 +6,7 @@ import re
 import finetune_dps
 import numpy as np
 import pytest
+from common import repeated
 from example_runs import stopped, whole_job
 from matplotlib.image import imread
 

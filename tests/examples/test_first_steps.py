@@ -14,6 +14,7 @@ import train_translation
 import train_vit
 import tune_with_keras_tuner
 import watch_training
+from common import repeated
 from common.comparison import compile_classifier
 from common.datasets import Dataset, Images, Translations
 from common.encoders import load_preprocessor, text_classifier, tokenize
