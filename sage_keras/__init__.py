@@ -7,6 +7,8 @@ from sage_keras.optimizers.dps.subnetwork_mixing import SubnetworkMixing
 from sage_keras.optimizers.layerwise.decay import layerwise_decay
 from sage_keras.optimizers.layerwise.layerwise import LayerwiseAdamW, LayerwiseLearningRate
 from sage_keras.optimizers.patterns import TRANSFORMER_BLOCKS, TRANSFORMER_MATRICES
+from sage_keras.optimizers.pruning.gradual import GradualPruning
+from sage_keras.optimizers.pruning.platon import Platon, PrunedAdamW
 from sage_keras.optimizers.sage.guided import SensitivityGuided, guided_optimizers
 from sage_keras.optimizers.sage.sage import Sage, SageAdam, SageAdamax, SageSGD
 from sage_keras.optimizers.saved_state import check_state_tree
@@ -18,9 +20,12 @@ __all__ = [
     "TRANSFORMER_MATRICES",
     "DPSDense",
     "DPSMix",
+    "GradualPruning",
     "LayerwiseAdamW",
     "LayerwiseLearningRate",
     "Mixout",
+    "Platon",
+    "PrunedAdamW",
     "Sage",
     "SageAdam",
     "SageAdamax",
