@@ -213,10 +213,17 @@ def first_match(
     ]
 
 
-def chosen(include: Any, exclude: Any, paths: Sequence[str]) -> list[bool]:
-    """Which paths the arguments `include` and `exclude` choose; at least one."""
+def chosen(
+    include: Any, exclude: Any, paths: Sequence[str], default: Sequence[bool] | None = None
+) -> list[bool]:
+    """Which paths the arguments `include` and `exclude` choose; at least one.
+
+    Without `include` it is all, or those that `default` is true for.
+    """
     included = matches("include", patterns("include", include), paths, default=True)
     excluded = matches("exclude", patterns("exclude", exclude), paths, default=False)
+    if include is None and default is not None:
+        included = list(default)
     both = [yes and not no for yes, no in zip(included, excluded)]
     if not any(both):
         raise ValueError(

@@ -12,6 +12,7 @@ from sage_keras.compression.zeros import Sparsity, count_zeros
 from sage_keras.groups import group_variables
 from sage_keras.optimizers.base import find_optimizers
 from sage_keras.optimizers.dps.mixing import WeightMixing
+from sage_keras.optimizers.patterns import is_weight_matrix
 from sage_keras.scores import by_path, read_sortable
 
 SCOPES = ("global", "layer", "variable")
@@ -32,7 +33,8 @@ def prune(
     equal scores, those that come first are zeroed: in the order of `scores`, within a variable row
     by row. `sage_keras.analysis.pruned` does the same on trial.
 
-    A later fine-tuning moves the zeros, unless the optimizer keeps them.
+    A later fine-tuning moves the zeros, unless the optimizer keeps them, as `KeepZeros` does. To
+    prune while training, which loses less at a high sparsity, compile with `Platon`.
 
     Args:
         model: A built `keras.Model`. Its weights are changed in place.
@@ -44,8 +46,8 @@ def prune(
             to zero the same share of each layer, or `"variable"` of each variable. Defaults to
             `"global"`.
         include: `None`, or a list of regular expressions that are searched in `variable.path`.
-            Defaults to `None`, every variable that has scores. For a transformer of keras-hub pass
-            `sage_keras.TRANSFORMER_MATRICES`, to leave embeddings, biases and normalization alone.
+            Variables that match one are pruned, whatever their shape. Defaults to `None`, the
+            variables of two axes or more but embeddings and biases, as `GradualPruning` has it.
         exclude: `None`, or a list of regular expressions. Defaults to `None`.
 
     Returns:
@@ -76,10 +78,11 @@ def prune(
     arguments.choice("scope", scope, SCOPES)
     _refuse_mixed_weights(model)
     arrays = read_sortable(model, scores, "scores")
-    chosen = arguments.chosen(include, exclude, list(arrays))
+    variables = by_path(model)
+    matrices = [is_weight_matrix(variables[path]) for path in arrays]
+    chosen = arguments.chosen(include, exclude, list(arrays), default=matrices)
     arrays = {path: array for (path, array), yes in zip(arrays.items(), chosen) if yes}
     zero(model, masks(model, arrays, sparsity, scope))
-    variables = by_path(model)
     return count_zeros(model, [variables[path] for path in arrays])
 
 

@@ -30,13 +30,13 @@ def nonzero(model):
 @pytest.mark.parametrize(
     ("options", "left"),
     [
-        ({"sparsity": 0.4}, [10, 0, 2]),  # 8 of 20
-        ({"sparsity": 0.4, "scope": "variable"}, [6, 3, 3]),
-        ({"sparsity": 0.4, "scope": "layer"}, [9, 0, 3]),  # 6 of 15 and 2 of 5
-        ({"sparsity": 0.3, "include": ["kernel$"]}, [9, 5, 2]),  # 4.5 of 15, the even one
+        ({"sparsity": 0.3}, [9, 5, 2]),  # 4.5 of 15, the even one: no biases
+        ({"sparsity": 0.4, "include": [""]}, [10, 0, 2]),  # 8 of 20
+        ({"sparsity": 0.4, "include": [""], "scope": "variable"}, [6, 3, 3]),
+        ({"sparsity": 0.4, "include": [""], "scope": "layer"}, [9, 0, 3]),  # of 15 and of 5
         ({"sparsity": 0.6, "exclude": ["dense"]}, [10, 5, 2]),
         ({"sparsity": 0.0}, [10, 5, 5]),
-        ({"sparsity": 1}, [0, 0, 0]),
+        ({"sparsity": 1, "include": [""]}, [0, 0, 0]),
     ],
 )
 def test_the_lowest_magnitudes_are_zeroed_and_the_rest_keeps_its_bits(net, options, left):
@@ -53,13 +53,13 @@ def test_the_lowest_magnitudes_are_zeroed_and_the_rest_keeps_its_bits(net, optio
 
 
 def matches(path, options):
-    included = "include" not in options or path.endswith("kernel")
+    included = "include" in options or path != BIAS
     return included and not ("exclude" in options and "dense" in path)
 
 
 def test_of_equal_scores_the_first_go_and_unnamed_variables_stay(net):
     scores = {HEAD: np.zeros((5, 1)), BIAS: np.array([0.0, 1.0, 0.0, -1.0, 0.0])}
-    prune(net, scores, 0.5)
+    prune(net, scores, 0.5, include=[""])
     # The lowest is below zero; then those of the head, which come first.
     assert net.get_weights()[1].tolist() == [0.5, -0.5, 0.5, 0.0, 0.5]
     assert nonzero(net) == [10, 4, 1]
@@ -77,7 +77,7 @@ def test_it_zeroes_what_pruned_zeroes_on_trial(net):
             trial = net.get_weights()
         copy = keras.models.clone_model(net)
         copy.set_weights(net.get_weights())
-        prune(copy, scores, 0.35, scope)
+        prune(copy, scores, 0.35, scope, include=[""])
         for one, other in zip(copy.get_weights(), trial):
             np.testing.assert_array_equal(one, other)
 
@@ -97,7 +97,7 @@ def test_the_mixed_weights_of_an_optimizer_are_not_pruned(net, monkeypatch):
         prune(net, "magnitude", 0.5)
     assert nonzero(net) == [10, 5, 5]
     monkeypatch.setattr(sage_keras.DPSMix, "is_mixed", False)
-    assert prune(net, "magnitude", 0.5).total == 0.5
+    assert prune(net, "magnitude", 0.4).total == 0.4
 
 
 REFUSED = [
@@ -109,6 +109,12 @@ REFUSED = [
     ((0.5,), {"include": "kernel"}, TypeError, "`include` must be None or a list"),
     ((0.5,), {"include": ["attention"]}, ValueError, "`include` matches no variable"),
     ((0.5,), {"exclude": ["("]}, ValueError, "`exclude` holds a malformed regular expression"),
+    (
+        (0.5,),
+        {"scores": {BIAS: np.ones(5)}},
+        ValueError,
+        "`include` and `exclude` leave no variable",
+    ),
     ((0.5,), {"exclude": [""]}, ValueError, "`include` and `exclude` leave no variable"),
     ((0.5,), {"scores": "movement"}, ValueError, "`scores`: 'movement' follows from gradients"),
     ((0.5,), {"scores": {}}, ValueError, "`scores` must be a dict .* without entries"),
