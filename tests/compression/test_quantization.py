@@ -42,8 +42,17 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("mode", ["int8", "int4"])
-@pytest.mark.parametrize("kind", KINDS)
+FAST = {("dense", "int8"), ("query", "int4"), ("output", "int8"), ("embedding", "int4")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        pytest.param(kind, mode, marks=[] if (kind, mode) in FAST else pytest.mark.extended)
+        for kind in KINDS
+        for mode in ("int8", "int4")
+    ],
+)
 def test_rounding_is_that_of_keras(kind, mode):
     model = KINDS[kind]()
     layer = model.layers[-1]
