@@ -8,6 +8,7 @@ from sage_keras.optimizers.layerwise.decay import layerwise_decay
 from sage_keras.optimizers.layerwise.layerwise import LayerwiseAdamW, LayerwiseLearningRate
 from sage_keras.optimizers.patterns import TRANSFORMER_BLOCKS, TRANSFORMER_MATRICES
 from sage_keras.optimizers.pruning.gradual import GradualPruning
+from sage_keras.optimizers.pruning.keep_zeros import KeepZeros
 from sage_keras.optimizers.pruning.platon import Platon, PrunedAdamW
 from sage_keras.optimizers.sage.guided import SensitivityGuided, guided_optimizers
 from sage_keras.optimizers.sage.sage import Sage, SageAdam, SageAdamax, SageSGD
@@ -21,6 +22,7 @@ __all__ = [
     "DPSDense",
     "DPSMix",
     "GradualPruning",
+    "KeepZeros",
     "LayerwiseAdamW",
     "LayerwiseLearningRate",
     "Mixout",

@@ -19,7 +19,7 @@ from mixing_jobs import SageDPSMix
 from modes import BACKEND, float64_allowed, to_numpy
 
 import sage_keras
-from sage_keras import SensitivityGuided, SubnetworkSelection
+from sage_keras import GradualPruning, SensitivityGuided, SubnetworkSelection
 from sage_keras.optimizers.dps.mixing import WeightMixing
 
 STEPS = 5
@@ -33,7 +33,7 @@ class SageDPSDense(SubnetworkSelection, SensitivityGuided, keras.optimizers.Adam
     pass
 
 
-_OURS = ("Sage", "SageAdam", "SageAdamax", "SageSGD", "DPSDense", "DPSMix", "Mixout")
+_OURS = ("Sage", "SageAdam", "SageAdamax", "SageSGD", "DPSDense", "DPSMix", "Mixout", "PrunedAdamW")
 OPTIMIZERS = {
     **{name: getattr(sage_keras, name) for name in _OURS},
     **{f"Guided{name}": bases.guided(name) for name in bases.BASES},
@@ -107,6 +107,14 @@ def optimizers(draw):
         drawn["stage_steps"] = draw(st.integers(1, 2))
     if issubclass(cls, WeightMixing):
         drawn["seed"] = 0
+    if issubclass(cls, GradualPruning):
+        drawn |= {
+            "final_sparsity": draw(st.sampled_from([0.3, 0.7])),
+            "begin_step": draw(st.integers(0, 1)),
+            "end_step": draw(st.integers(2, 6)),
+            "update_freq": draw(st.integers(1, 2)),
+            "scope": draw(st.sampled_from(["global", "variable"])),
+        }
     drawn |= bases.BASES.get(name.removeprefix("Guided"), {})
     return {"class": name, **{key: value for key, value in drawn.items() if value is not None}}
 

@@ -21,6 +21,7 @@ from sage_keras import Sage
         "_trainable_variables_indices",
         "_filter_empty_gradients",  # guided.py: dense gradients before scaling and clipping
         "_overwrite_variable_with_gradient",  # mixin.py: variables without a slot
+        "_model_variables_moving_average",  # gradual.py: the averages are masked too
         "_trainable_variables",  # guided.py: the names of the slots
         "_apply_weight_decay",  # layerwise.py: the decay at the rates of the layers
         "_use_weight_decay",
@@ -28,7 +29,7 @@ from sage_keras import Sage
     ],
 )
 def test_optimizers_still_have(name):
-    optimizer = keras.optimizers.AdamW()
+    optimizer = keras.optimizers.AdamW(use_ema=True)
     optimizer.build([keras.Variable([1.0])])
     assert hasattr(optimizer, name), f"keras.optimizers.Optimizer lost `{name}`"
 

@@ -10,7 +10,7 @@ from sage_keras.analysis.plots import (
 from sage_keras.analysis.pruning import pruned, pruning_curve
 from sage_keras.analysis.report import write_report
 from sage_keras.analysis.summary import summary
-from sage_keras.log.reading import Histogram, Log, Series, read_dps_log, read_log
+from sage_keras.log.reading import Histogram, Log, Series, read_dps_log, read_log, read_sparsity_log
 from sage_keras.scores import magnitude_scores, random_scores
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "random_scores",
     "read_dps_log",
     "read_log",
+    "read_sparsity_log",
     "summary",
     "write_report",
 ]

@@ -320,6 +320,7 @@ def _title(name: str) -> str:
         "redundant_share": "redundant share",
         "scale_mean": "mean learning-rate scale",
         "scale_max": "maximum learning-rate scale",
+        "sparsity": "sparsity",
     }
     text = words.get(name, f"{name} of the sensitivity")
     return text[0].upper() + text[1:]

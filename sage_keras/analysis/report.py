@@ -52,6 +52,7 @@ def write_report(
     logs: Mapping[str, Log],
     output: str | os.PathLike[str] = "report.html",
     pruning_curves: Mapping[str, Arrays] | None = None,
+    sparsity_logs: Mapping[str, Log] | None = None,
 ) -> pathlib.Path:
     """Writes a page that shows and compares runs: tables and pictures, all in one file.
 
@@ -64,14 +65,16 @@ def write_report(
             `"report.html"`.
         pruning_curves: Dict of name to what `pruning_curve` returned, to be shown too, or
             `None`. Defaults to `None`.
+        sparsity_logs: Dict of name to the `Log` of a run that was pruned, as `read_sparsity_log`
+            returns it, or `None`. With these `logs` may be empty. Defaults to `None`.
 
     Returns:
         The `pathlib.Path` of the file.
 
     Raises:
         ImportError: If matplotlib is not installed.
-        ValueError: If there are no logs, if one is not of a `SensitivityLogger`, or if `output` is
-            something else than a file.
+        ValueError: If there are no logs, if one is not of a `SensitivityLogger`, or, of
+            `sparsity_logs`, of a `SparsityLogger`, or if `output` is something else than a file.
 
     Example:
 
@@ -84,13 +87,21 @@ def write_report(
     >>> "<td>5.00e-01</td>" in path.read_text(encoding="utf-8")
     True
     """
-    if not logs:
+    sparsity_logs = sparsity_logs or {}
+    if not logs and not sparsity_logs:
         raise ValueError("Argument `logs` must not be empty. Pass {name: read_log(log_dir)}.")
     for name, log in logs.items():
         _check_log(name, log)
+    for name, log in sparsity_logs.items():
+        if "sparsity" not in log.model.values:
+            raise ValueError(
+                "Argument `sparsity_logs` must hold logs of a SparsityLogger, as "
+                f"`read_sparsity_log` returns them. The one called {name!r} is none: it has no "
+                f"'sparsity', only {sorted(log.model.values)}."
+            )
     target = atomic.target_file("output", output, "report.html")
     require_matplotlib()
-    content = _page(logs, pruning_curves or {})
+    content = _page(logs, pruning_curves or {}, sparsity_logs)
     atomic.write(target, content.encode())
     return pathlib.Path(output)
 
@@ -110,15 +121,20 @@ def _check_log(name: str, log: Log) -> None:
         raise ValueError(f"{message}it has no 'mean', only {sorted(log.model.values)}.")
 
 
-def _page(logs: Mapping[str, Log], pruning_curves: Mapping[str, Arrays]) -> str:
-    names = ", ".join(map(printable, logs))
+def _page(
+    logs: Mapping[str, Log],
+    pruning_curves: Mapping[str, Arrays],
+    sparsity_logs: Mapping[str, Log],
+) -> str:
+    names = ", ".join(map(printable, dict.fromkeys([*logs, *sparsity_logs])))
     sections = [
-        _section("Runs", _RUNS, _table(*_runs(logs))),
+        _section("Runs", _RUNS, _table(*_runs(logs))) if logs else "",
         _distributions(logs),
         _heat_maps(logs),
         _scales(logs),
         _pruning(pruning_curves),
-        _section("Groups of variables", _GROUPS, _table(*_groups(logs))),
+        _sparsities(sparsity_logs),
+        _section("Groups of variables", _GROUPS, _table(*_groups(logs))) if logs else "",
     ]
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -157,6 +173,10 @@ _SCALE = (
     "where it varies."
 )
 _PRUNING = "What happens when the weights of the lowest ranks are set to zero."
+_SPARSITY = (
+    "The share of weights that pruning has set to zero, by step. Of all pruned weights it is what "
+    "the schedule says; where it is less, weights were worth more than elsewhere."
+)
 _GROUPS = (
     "Values of the last report. The redundant share counts parameters under 1 % of the mean of "
     "the whole model."
@@ -269,6 +289,14 @@ def _pruning(curves: Mapping[str, Arrays]) -> str:
         drawn = {name: plot_pruning_curves(curves, name) for name in shared}
     text = "The {} by share of weights set to zero, of " + ", ".join(map(printable, curves)) + "."
     return _pictures("Pruning", _PRUNING, drawn, text)
+
+
+def _sparsities(logs: Mapping[str, Log]) -> str:
+    drawn = {name: plot_heat_map(log, "sparsity") for name, log in logs.items()}
+    for axes in drawn.values():
+        axes.collections[0].set_clim(0, 1)
+    text = "Share of zeros in each group of variables of {} by step."
+    return _pictures("Sparsity", _SPARSITY, drawn, text)
 
 
 def _share_limits(all_axes: Collection[Any], dimension: str) -> None:

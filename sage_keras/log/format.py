@@ -77,6 +77,11 @@ SENSITIVITY = Kind(
     optional=("sensitivity_epsilon",),
 )
 DPS = Kind("dps", "DPSLogger", {"class": str, "stage_steps": int, "drop_rate": float})
+SPARSITY = Kind(
+    "sparsity",
+    "SparsityLogger",
+    {"class": str, "score": str, "final_sparsity": float, "end_step": int},
+)
 
 
 def values_of(entry: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Reads the logs of a `SensitivityLogger` and of a `DPSLogger` back."""
+"""Reads the logs of a `SensitivityLogger`, a `DPSLogger` and a `SparsityLogger` back."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sage_keras.log import format as log_format
-from sage_keras.log.format import DPS, SENSITIVITY, Kind
+from sage_keras.log.format import DPS, SENSITIVITY, SPARSITY, Kind
 
 _MOST_GAPS = 64  # cells without a number, for each that has one
 
@@ -59,8 +59,9 @@ class Log:
         epochs: Integer array of the same shape, the epochs as Keras counts them, from 0.
         optimizers: List of dicts, as in the last report, one for each optimizer: its `"class"`
             and `"beta_3"`, `"bias_correction"` and `"guide"`, or `"stage_steps"` and
-            `"drop_rate"`.
-        model: `Series` of all guided parameters, or of all that are trained in part.
+            `"drop_rate"`, or `"score"`, `"final_sparsity"` and `"end_step"`.
+        model: `Series` of all guided parameters, of all that are trained in part, or of all
+            that are pruned.
         groups: Dict of group name to `Series`, in the model's order.
     """
 
@@ -129,6 +130,35 @@ def read_dps_log(log_dir: str | os.PathLike[str]) -> Log:
     ([3], [0.5])
     """
     return _read(log_dir, DPS)
+
+
+def read_sparsity_log(log_dir: str | os.PathLike[str]) -> Log:
+    """Reads what a `SparsityLogger` wrote into a folder.
+
+    Of killed and resumed runs it makes what `read_log` makes of them.
+
+    Args:
+        log_dir: The folder that the logger was given.
+
+    Returns:
+        A `Log` of NumPy arrays, without histograms.
+
+    Raises:
+        FileNotFoundError: If the folder does not hold the log of a `SparsityLogger`.
+        ValueError: If the log is empty, or a line of it is malformed; the message names it.
+
+    Example:
+
+    >>> import json, pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> entry = {"parameters": 8, "values": {"sparsity": 0.5}}
+    >>> report = {"step": 3, "epoch": 0, "optimizers": [], "model": entry, "groups": {"h": entry}}
+    >>> _ = (folder / "sparsity.jsonl").write_text(json.dumps(report) + "\\n")
+    >>> log = read_sparsity_log(folder)
+    >>> log.steps.tolist(), log.groups["h"].values["sparsity"].tolist()
+    ([3], [0.5])
+    """
+    return _read(log_dir, SPARSITY)
 
 
 def _read(log_dir: str | os.PathLike[str], kind: Kind) -> Log:

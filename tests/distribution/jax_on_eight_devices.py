@@ -103,7 +103,8 @@ def slots(model):
 def test_slots_are_laid_out_as_their_variables(layout, name):
     model, _ = trained(layout, name)
     found = list(slots(model))
-    assert len(found) == 4 * {"Sage": 3, "calibrated Sage": 4, "DPSDense": 3, "DPSMix": 7}[name]
+    expected = {"Sage": 12, "calibrated Sage": 16, "DPSDense": 12, "DPSMix": 28, "Platon": 14}
+    assert len(found) == expected[name]
     for slot, variable in found:
         layout = list(variable.value.sharding.spec)
         if slot.shape != variable.shape:  # one element for each column, or for all
@@ -129,6 +130,12 @@ def test_the_compiled_step_moves_between_devices_what_that_of_adamw_moves(layout
     elif name == "calibrated Sage":
         # The sum of the scales: four bytes, for each variable that is sharded.
         assert more == +collections.Counter({("all-reduce", "f32[]"): sharded})
+    elif name == "Platon":
+        # Likewise, for all variables together, and for the place of ties.
+        assert set(more) == ({("all-reduce", "s32[]")} if sharded else set())
+        assert ("all-reduce", "s32[]") not in collectives(
+            trained(layout, name)[1].split("\nENTRY")[1]
+        )
     else:
         # How many scores reach a threshold: four bytes, for each variable that is sharded.
         count = ("all-reduce", "s32[]")
@@ -142,6 +149,10 @@ def test_twenty_steps_equal_those_of_one_device(layout, name):
     model, _ = trained(layout, name)
     assert int(model.optimizer.iterations) == 20
     jobs.assert_equal(model.get_weights(), jobs.weights_of_one_device(name))
+    if name == "Platon":
+        kernels = [weight for weight in model.get_weights() if weight.ndim == 2]
+        assert sum(int(np.sum(kernel == 0)) for kernel in kernels) == 614  # 0.8 of 768
+        assert model.optimizer.sparsity == 614 / 768
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])

@@ -5,7 +5,7 @@ import functools
 import keras
 import numpy as np
 
-from sage_keras import DPSDense, DPSMix, Sage
+from sage_keras import DPSDense, DPSMix, Platon, Sage
 
 STEPS, BATCH_SIZE, INPUTS, HIDDEN, OUTPUTS = 20, 16, 16, 32, 8
 LEARNING_RATE = 1e-2
@@ -15,6 +15,7 @@ OPTIMIZERS = {
     "calibrated Sage": functools.partial(Sage, LEARNING_RATE, calibrate=True),
     "DPSDense": functools.partial(DPSDense, LEARNING_RATE, stage_steps=3),
     "DPSMix": functools.partial(DPSMix, LEARNING_RATE, stage_steps=3, seed=0),
+    "Platon": functools.partial(Platon, LEARNING_RATE, begin_step=2, end_step=12, update_freq=3),
 }
 OURS = tuple(name for name in OPTIMIZERS if name != "AdamW")
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from modes import BACKEND, MODES, Runner, to_numpy
 
-from sage_keras import DPSDense, DPSMix, Sage, SageSGD
+from sage_keras import DPSDense, DPSMix, Platon, Sage, SageSGD
 from sage_keras.callbacks import RaiseOnSkippedSteps
 
 BAD = [np.nan, np.inf, -np.inf]
@@ -24,6 +24,7 @@ OPTIMIZERS = {
     "SageSGD calibrated": lambda **more: SageSGD(0.1, calibrate=True, **more),
     "DPSDense": lambda **more: DPSDense(0.1, stage_steps=1, drop_rate=0.5, **more),
     "DPSMix": lambda **more: DPSMix(0.1, stage_steps=1, drop_rate=0.5, seed=0, **more),
+    "Platon": lambda **more: Platon(0.1, begin_step=0, end_step=3, update_freq=1, **more),
 }
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from modes import float64_allowed, to_numpy
 
-from sage_keras import DPSDense, DPSMix, Sage, guided_optimizers
+from sage_keras import DPSDense, DPSMix, Platon, Sage, guided_optimizers
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Between the steps"),  # nobody looks in between
@@ -19,6 +19,7 @@ OPTIMIZERS = {
     "Sage": lambda: Sage(3e-3),
     "DPSDense": lambda: DPSDense(3e-3, stage_steps=10),
     "DPSMix": lambda: DPSMix(3e-3, stage_steps=10, seed=0),
+    "Platon": lambda: Platon(3e-3, final_sparsity=0.5, total_steps=STEPS),
 }
 
 

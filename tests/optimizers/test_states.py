@@ -16,6 +16,8 @@ from sage_keras import (
     LayerwiseAdamW,
     LayerwiseLearningRate,
     Mixout,
+    Platon,
+    PrunedAdamW,
     Sage,
     SageAdam,
     SageAdamax,
@@ -105,6 +107,21 @@ REFUSED = {
         Mixout(include=["a/"], seed=0),
         Mixout(include=["b/"], seed=0),
         "has no true_weight of model/b/kernel",
+    ),
+    "pruned by another score": (
+        Platon(total_steps=9),
+        PrunedAdamW(total_steps=9),
+        "saved by Platon, this is PrunedAdamW",
+    ),
+    "movement": (
+        PrunedAdamW(total_steps=9, score="movement"),
+        PrunedAdamW(total_steps=9),
+        "has movement of .*, which this optimizer has not.*score='movement', here",
+    ),
+    "pruned variables": (
+        PrunedAdamW(total_steps=9, include=["a/"]),
+        PrunedAdamW(total_steps=9, include=["b/"]),
+        "has no mask of model/b/kernel",
     ),
     "calibrate": (
         Sage(calibrate=True),
@@ -245,6 +262,19 @@ def test_a_state_of_the_first_format_loads():
 def test_a_state_of_the_first_format_that_does_not_fit_is_refused(first, message):
     store = first_format(type(first).from_config(first.get_config()))
     assert_refused(stepped(Sage(), steps=1), store, message)
+
+
+def test_a_state_of_another_pattern_is_refused():
+    """Its masks would stay as they are, once the schedule has ended."""
+    store = {}
+    steps = {"begin_step": 0, "end_step": 1, "final_sparsity": 0.5}
+    weight = keras.Variable(np.ones((4, 2), "float32"), name="kernel")
+    optimizer = PrunedAdamW(**steps)
+    optimizer.apply([keras.ops.ones((4, 2))], [weight])
+    optimizer.save_own_variables(store)
+    other = PrunedAdamW(pattern="2:4", **steps)
+    other.build([weight])
+    assert_refused(other, store, "is of pattern=None, this optimizer has pattern='2:4'")
 
 
 def of(optimizer, path, slot):

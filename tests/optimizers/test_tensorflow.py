@@ -6,7 +6,7 @@ import pytest
 from bases import guided, plain
 from modes import BACKEND, MODES, Runner, to_numpy
 
-from sage_keras import DPSDense, DPSMix, Sage
+from sage_keras import DPSDense, DPSMix, Platon, Sage
 
 if BACKEND != "tensorflow":
     pytest.skip("about TensorFlow", allow_module_level=True)
@@ -137,8 +137,9 @@ def test_slots_lie_with_their_variables():
         Sage,
         lambda rate: DPSDense(rate, stage_steps=3),
         lambda rate: DPSMix(rate, stage_steps=3, seed=0),
+        lambda rate: Platon(rate, begin_step=0, end_step=6, update_freq=2),
     ],
-    ids=["Sage", "DPSDense", "DPSMix"],
+    ids=["Sage", "DPSDense", "DPSMix", "Platon"],
 )
 @pytest.mark.filterwarnings("ignore:Between the steps")  # nobody looks at the weights in between
 def test_mirrored_strategy_trains_as_one_device(make_optimizer):
