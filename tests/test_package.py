@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import sage_keras
-from sage_keras import analysis
+from sage_keras import analysis, compression
 
 
 def test_public_names_are_there_and_documented():
-    for package in (sage_keras, analysis):
+    for package in (sage_keras, analysis, compression):
         for name in package.__all__:
             value = getattr(package, name)
             assert name.isupper() or value.__doc__
@@ -24,6 +24,7 @@ def test_imports_no_backend_and_no_plotting_of_its_own():
         "import sys, keras\n"
         "before = set(sys.modules)\n"
         "import sage_keras, sage_keras.analysis, sage_keras.callbacks, sage_keras.hub\n"
+        "import sage_keras.compression\n"
         "print(*{name.split('.')[0] for name in set(sys.modules) - before})"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,7 +7,7 @@ from keras import ops
 from modes import to_numpy
 
 from sage_keras import scores
-from sage_keras.analysis import magnitude_scores, pruned, random_scores
+from sage_keras.analysis import magnitude_scores, measure_sensitivity, pruned, random_scores
 from sage_keras.random_bits import random_bits
 
 
@@ -81,3 +81,25 @@ def test_names_that_say_too_little_are_refused(name, message):
 def test_a_seed_is_an_integer():
     with pytest.raises(TypeError, match="`seed` must be an integer"):
         random_scores(model(), seed="1")
+
+
+def test_other_scores_are_measured_as_the_sensitivity_is():
+    dense = keras.layers.Dense(1, use_bias=False, name="dense")
+    tiny = keras.Sequential([keras.Input((2,)), dense], name="tiny")
+    dense.kernel.assign([[1.0], [2.0]])
+    tiny.compile(loss="mse")
+    data = [
+        (np.array([[1.0, 0.0]]), np.array([[2.0]])),
+        (np.array([[0.0, 1.0]]), np.array([[0.0]])),
+    ]
+    found = {  # the gradients are (-2, 0) and (0, 4)
+        score: measure_sensitivity(tiny, data, verbose=0, score=score)["tiny/dense/kernel"].tolist()
+        for score in ("sensitivity", "movement", "fisher")
+    }
+    assert found == {
+        "sensitivity": [[1.0], [4.0]],
+        "movement": [[1.0], [-4.0]],
+        "fisher": [[2.0], [8.0]],
+    }
+    with pytest.raises(ValueError, match='`score` must be "sensitivity" or "movement" or "fisher"'):
+        measure_sensitivity(tiny, data, score="confidence")
