@@ -30,7 +30,7 @@ from sage_keras.random_bits import random_bits
 
 # Of float32 a quarter of the largest: neither an average of such values overflows, nor its
 # correction, nor its rounding. The slots of float64 weights are in float32 too.
-_LARGEST = 2.0**126
+LARGEST = 2.0**126
 
 
 def compute_dtype(dtype: Any) -> str:
@@ -86,7 +86,7 @@ def capped(value: Tensor) -> Tensor:
     >>> float(capped(ops.array(float("inf")))) == 2.0**126
     True
     """
-    return ops.minimum(value, _LARGEST)
+    return ops.minimum(value, LARGEST)
 
 
 def moving_average(average: Tensor, value: Tensor, beta_3: float) -> Tensor:
