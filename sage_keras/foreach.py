@@ -59,6 +59,7 @@ class Step:
         gradients: List of gradients, not to be changed in place.
         weights: List of the values of the variables.
         indices: List of integers, which variables of the optimizer they are.
+        count: Scalar float32 tensor, the number of the step, from 1 on.
         factors: List of floats, by which the learning rate of each variable is multiplied.
         scales: Dict of position to a tensor of the variable's shape, by which the learning rate of
             each weight is multiplied. The rule may overwrite the tensors.
@@ -76,6 +77,7 @@ class Step:
         self.indices = [optimizer._get_variable_index(variable) for variable in variables]
         self.factors = [1.0] * len(self.indices)
         self.scales: dict[int, torch.Tensor] = {}
+        self.count = ops.cast(optimizer.iterations + 1, "float32")
         self._rate = ops.cast(learning_rate, "float32")
 
     def positions(self, slots: Sequence[Variable | None]) -> list[int]:
@@ -99,7 +101,7 @@ class Step:
         averages: Sequence[Variable | None],
         beta_3: float,
         epsilon: float,
-        correction_step: torch.Tensor | None,
+        bias_correction: bool,
         scale: bool,
     ) -> None:
         """Moves the averages of the sensitivity on, and scales the rates by it.
@@ -108,8 +110,7 @@ class Step:
             averages: List of the slots by variable, `None` for those that have none.
             beta_3: Float, the decay of the averages.
             epsilon: Float, as `measure.learning_rate_scale` takes it.
-            correction_step: The number of the step, for the correction for having begun at zero,
-                or `None` for no correction.
+            bias_correction: Boolean, whether they are corrected for having begun at zero.
             scale: Boolean, whether the rates are scaled.
         """
         positions = self.positions(averages)
@@ -124,14 +125,12 @@ class Step:
         if not scale:
             return
         # From here on `values` become the scales.
-        if correction_step is None:
-            torch._foreach_sub_(values, slots)
-            smoothed = torch._foreach_add(slots, epsilon)
+        if bias_correction:
+            smoothed = torch._foreach_div(slots, measure.share_so_far(beta_3, self.count))
         else:
-            share = measure.bias_corrected(1.0, beta_3, ops.cast(correction_step, "float32"))
-            smoothed = torch._foreach_mul(slots, share)
-            torch._foreach_sub_(values, smoothed)
-            torch._foreach_add_(smoothed, epsilon)
+            smoothed = torch._foreach_mul(slots, 1.0)
+        torch._foreach_sub_(values, smoothed)
+        torch._foreach_add_(smoothed, epsilon)
         torch._foreach_abs_(values)
         torch._foreach_add_(values, epsilon)
         torch._foreach_div_(values, smoothed)
@@ -232,8 +231,7 @@ def _adagrad(optimizer: Any, step: Step) -> None:
 
 
 def _adam(optimizer: Any, step: Step) -> None:
-    count = ops.cast(optimizer.iterations + 1, "float32")
-    beta_1_power, beta_2_power = optimizer.beta_1**count, optimizer.beta_2**count
+    beta_1_power, beta_2_power = optimizer.beta_1**step.count, optimizer.beta_2**step.count
     rate = step.rate * torch.sqrt(1 - beta_2_power) / (1 - beta_1_power)
     momentums, velocities = _moments(optimizer, step)
     if optimizer.amsgrad:
@@ -246,13 +244,12 @@ def _adam(optimizer: Any, step: Step) -> None:
 
 
 def _adamax(optimizer: Any, step: Step) -> None:
-    count = ops.cast(optimizer.iterations + 1, "float32")
     momentums, norms = step.slots(optimizer._m), step.slots(optimizer._u)
     _decay_and_add(momentums, step.gradients, optimizer.beta_1)
     torch._foreach_mul_(norms, optimizer.beta_2)
     torch._foreach_maximum_(norms, torch._foreach_abs(step.gradients))
     below = torch._foreach_add(norms, optimizer.epsilon)
-    torch._foreach_mul_(below, 1 - optimizer.beta_1**count)
+    torch._foreach_mul_(below, 1 - optimizer.beta_1**step.count)
     _subtract_quotients(step, step.products(momentums, step.rate), below)
 
 
@@ -266,9 +263,8 @@ def _lion(optimizer: Any, step: Step) -> None:
 
 
 def _nadam(optimizer: Any, step: Step) -> None:
-    count = ops.cast(optimizer.iterations + 1, "float32")
     schedule, next_schedule = (
-        optimizer.beta_1 * (1.0 - 0.5 * 0.96**one) for one in (count, count + 1)
+        optimizer.beta_1 * (1.0 - 0.5 * 0.96**one) for one in (step.count, step.count + 1)
     )
     product = optimizer._u_product.value * schedule
     optimizer._u_product.assign(product)
@@ -278,7 +274,7 @@ def _nadam(optimizer: Any, step: Step) -> None:
     of_gradients = torch._foreach_mul(step.gradients, 1 - schedule)
     torch._foreach_div_(of_gradients, 1 - product)
     torch._foreach_add_(above, of_gradients)
-    below = torch._foreach_div(velocities, 1 - optimizer.beta_2**count)
+    below = torch._foreach_div(velocities, 1 - optimizer.beta_2**step.count)
     torch._foreach_sqrt_(below)
     torch._foreach_add_(below, optimizer.epsilon)
     _subtract_quotients(step, step.products(above, step.rate), below)

@@ -224,7 +224,7 @@ class SensitivityGuided(VariableChoice):
             self._sensitivities,
             self.beta_3,
             self.sensitivity_epsilon,
-            self.iterations + 1 if self.bias_correction else None,
+            self.bias_correction,
             self.guide,
         )
         super()._adjust_all(step)
