@@ -30,6 +30,7 @@ from sage_keras.backend import (
     check_strategy,
     is_concrete,
     on_device_of,
+    outside_of_traces,
     slot_layout,
     take_back,
     to_dense,
@@ -94,7 +95,10 @@ class OptimizerMixin(_Optimizer):
         """Creates the optimizer's variables."""
         if self.built:
             return
-        variables = list(variables)
+        with outside_of_traces():
+            self._build(list(variables))
+
+    def _build(self, variables: list[Variable]) -> None:
         frozen = self._frozen(variables)
         trained = [variable for variable, no in zip(variables, frozen) if not no]
         self._prepare(trained)
