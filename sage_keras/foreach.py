@@ -375,7 +375,8 @@ def _are_alike(gradients: Sequence[torch.Tensor], variables: Sequence[Variable])
         return False
     tensors = [*gradients, *(variable.value for variable in variables)]
     return all(
-        one.layout is torch.strided
+        isinstance(one, torch.Tensor)
+        and one.layout is torch.strided
         and one.dtype is torch.float32
         and one.device == tensors[0].device
         for one in tensors

@@ -208,6 +208,12 @@ def test_other_dtypes_are_updated_one_at_a_time(steps):
     assert steps == [False, False]
 
 
+def test_gradients_of_another_kind_are_updated_one_at_a_time(steps):
+    variables = make_variables()
+    Sage().apply([to_numpy(one) for one in make_gradients(0)], variables)
+    assert steps == [False]
+
+
 def test_stateless_steps_leave_their_arguments_alone(steps):
     optimizer = SageAdam(0.1)  # Keras's weight decay is in place
     optimizer.build(make_variables())
