@@ -20,6 +20,7 @@ BASES = {"Sage": "AdamW", "SageAdam": "Adam", "SageAdamax": "Adamax", "SageSGD":
 DPS = [name + stage for name in ("DPSDense", "DPSMix") for stage in ("", STAGE_II)]
 BASES |= dict.fromkeys(DPS, "AdamW")
 PAIRS = [*BASES, *dict.fromkeys(BASES.values())]
+BASES["LayerwiseAdamW"] = "AdamW"
 OTHERS = (FUSED, LITERAL, "optax.adamw")
 # The arms by backend, how they are run, and what is run.
 FULL = {
@@ -29,7 +30,7 @@ FULL = {
     },
     "jax": {"xla": [*PAIRS, BFLOAT16, "optax.adamw", COPY]},
     "torch": {
-        "eager": ["AdamW", "Sage", BFLOAT16, FUSED, LITERAL, COPY],
+        "eager": ["AdamW", "Sage", BFLOAT16, *DPS[:2], "LayerwiseAdamW", FUSED, LITERAL, COPY],
         "compiled": ["AdamW", "Sage"],
     },
 }
@@ -40,7 +41,7 @@ LARGE = {
 # What a step has to move for each parameter, in bytes: it reads weight, gradient and slots, and
 # writes weight and slots.
 LEAST_BYTES = {
-    "AdamW": 28, "Adam": 28, "Adamax": 28, "optax.adamw": 28, FUSED: 28,
+    "AdamW": 28, "LayerwiseAdamW": 28, "Adam": 28, "Adamax": 28, "optax.adamw": 28, FUSED: 28,
     "Sage": 36, "SageAdam": 36, "SageAdamax": 36, LITERAL: 36, **dict(zip(DPS, (36, 32, 44, 40))),
     BFLOAT16: 32, "SGD": 12, "SageSGD": 20, COPY: 8,
 }  # fmt: skip

@@ -197,7 +197,9 @@ def make_optimizer(name):
     name = name.removesuffix(STAGE_II)
     if name == BFLOAT16:
         return sage_keras.Sage(**arguments, weight_decay=0.01, sensitivity_dtype="bfloat16")
-    if name in ("AdamW", "Sage", "DPSDense", "DPSMix"):
+    if name == "LayerwiseAdamW":
+        arguments["learning_rate_multipliers"] = {"": 0.5}
+    if name in ("AdamW", "Sage", "DPSDense", "DPSMix", "LayerwiseAdamW"):
         arguments["weight_decay"] = 0.01
     if name in ("DPSDense", "DPSMix"):
         arguments["stage_steps"] = STAGE_STEPS

@@ -258,6 +258,19 @@ def slot_layout(variable: Variable, shape: Sequence[int]) -> Any:
     return keras.distribution.TensorLayout(axes, layout.device_mesh)
 
 
+def outside_of_traces() -> Any:
+    """A scope in which variables are made before what is being traced, which only TensorFlow knows.
+
+    A function that makes variables is traced twice there, and each variable takes operations in its
+    graph. A strategy makes its variables in its replicas.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return contextlib.nullcontext()
+    import tensorflow as tf
+
+    return contextlib.nullcontext() if tf.distribute.has_strategy() else tf.init_scope()
+
+
 def on_device_of(optimizer: keras.optimizers.Optimizer, variable: Variable) -> Any:
     """A scope that places a new slot with its variable, which only TensorFlow has to be told."""
     strategy = getattr(optimizer, "_distribution_strategy", None)

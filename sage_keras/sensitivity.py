@@ -30,7 +30,7 @@ from sage_keras.random_bits import random_bits
 
 # Of float32 a quarter of the largest: neither an average of such values overflows, nor its
 # correction, nor its rounding. The slots of float64 weights are in float32 too.
-_LARGEST = 2.0**126
+LARGEST = 2.0**126
 
 
 def compute_dtype(dtype: Any) -> str:
@@ -86,7 +86,7 @@ def capped(value: Tensor) -> Tensor:
     >>> float(capped(ops.array(float("inf")))) == 2.0**126
     True
     """
-    return ops.minimum(value, _LARGEST)
+    return ops.minimum(value, LARGEST)
 
 
 def moving_average(average: Tensor, value: Tensor, beta_3: float) -> Tensor:
@@ -164,9 +164,26 @@ def bias_corrected(average: Tensor, beta_3: float, step: Tensor) -> Tensor:
     >>> round(float(bias_corrected(2.0, beta_3=0.75, step=1.0)), 5)
     8.0
     """
+    return ops.divide(average, share_so_far(beta_3, step))
+
+
+def share_so_far(beta_3: float, step: Tensor) -> Tensor:
+    """The share of a moving average that is not the zero it began at.
+
+    Args:
+        beta_3: Float in (0, 1), the factor it was made with.
+        step: Scalar float tensor, the number of updates, at least 1.
+
+    Returns:
+        Scalar tensor, `1 - beta_3**step`.
+
+    Example:
+
+    >>> float(share_so_far(beta_3=0.75, step=1.0))
+    0.25
+    """
     # In this form nothing is lost of a beta_3 near 1.
-    share = ops.negative(ops.expm1(ops.multiply(step, math.log(beta_3))))
-    return ops.divide(average, share)
+    return ops.negative(ops.expm1(ops.multiply(step, math.log(beta_3))))
 
 
 def learning_rate_scale(value: Tensor, smoothed: Tensor, epsilon: float = 1e-12) -> Tensor:

@@ -86,11 +86,14 @@ def guided(name):
     return globals()[f"Guided{name}"]
 
 
-def plain(name):
+def plain(name, mode="eager"):
     """The base as the guided class must behave.
 
-    On torch an empty subclass: Keras exchanges the classes themselves, and only those, for
-    versions on fused kernels, which differ by 1e-7.
+    On torch Keras exchanges its classes themselves, and only those, for versions whose operations
+    take all variables at once, and round otherwise. An eager step of a guided class equals these; a
+    compiled one is an update a variable, as an empty subclass makes it.
     """
     base = getattr(keras.optimizers, name)
-    return type(base.__name__, (base,), {}) if keras.backend.backend() == "torch" else base
+    if keras.backend.backend() != "torch" or mode == "eager":
+        return base
+    return type(base.__name__, (base,), {})

@@ -31,6 +31,7 @@ class Mutant:
     old: str
     new: str
     tests: str  # the files that should notice, separated by spaces, below tests/
+    backend: str | None = None  # where they notice it, if not on every one
 
 
 MUTANTS = [
@@ -424,6 +425,47 @@ MUTANTS = [
         "]",
         "test_hub.py",
     ),
+    # All variables at once, on torch.
+    Mutant(
+        "the scales of the variables are not applied",
+        "foreach.py",
+        "self.scales |= dict(zip(positions, values))",
+        "dict(zip(positions, values))",
+        "optimizers/test_all_at_once.py",
+        "torch",
+    ),
+    Mutant(
+        "a class's own change of single variables is left out",
+        "foreach.py",
+        'any("_adjust" in vars(one) and "_adjust_all" not in vars(one) for one in order)',
+        "False",
+        "optimizers/test_all_at_once.py",
+        "torch",
+    ),
+    Mutant(
+        "a stateless step writes into its arguments",
+        "foreach.py",
+        "if any(variable.value is not variable._value for variable in variables):",
+        "if False:",
+        "optimizers/test_all_at_once.py",
+        "torch",
+    ),
+    Mutant(
+        "the scores of the cycle before count on",
+        "foreach.py",
+        "if place == 0:",
+        "if False:",
+        "optimizers/test_all_at_once.py",
+        "torch",
+    ),
+    Mutant(
+        "TensorFlow makes the slots in the trace",
+        "backend.py",
+        "return contextlib.nullcontext() if tf.distribute.has_strategy() else tf.init_scope()",
+        "return contextlib.nullcontext()",
+        "optimizers/test_tensorflow.py",
+        "tensorflow",
+    ),
 ]
 
 
@@ -449,12 +491,13 @@ def check(mutants):
         sys.exit("\n".join(faults))
 
 
-def run_tests(folder, tests, *options):
+def run_tests(folder, tests, *options, backend=None):
     """The exit status of pytest in `folder`, and the last lines that it printed."""
+    chosen = {"KERAS_BACKEND": backend} if backend else {}
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", *options, *tests],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder)},
+        env={**os.environ, **chosen, "PYTHONPATH": str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -492,7 +535,8 @@ def try_mutant(mutant):
         copy_repository(folder)
         apply(mutant, folder)
         for tests in ([f"tests/{one}" for one in mutant.tests.split()], []):
-            status, printed = run_tests(folder, tests, *(["-n", "0"] if tests else []))
+            options = ["-n", "0"] if tests else []
+            status, printed = run_tests(folder, tests, *options, backend=mutant.backend)
             if status == TESTS_FAILED:
                 return re.search(r"^(?:FAILED|ERROR) (\S+)", printed, re.MULTILINE)[1]
     return None

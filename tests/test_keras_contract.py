@@ -34,6 +34,37 @@ def test_optimizers_still_have(name):
     assert hasattr(optimizer, name), f"keras.optimizers.Optimizer lost `{name}`"
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="only torch takes all variables at once")
+@pytest.mark.parametrize(
+    ("name", "slots"),
+    {
+        "Adadelta": ["_accumulated_grads", "_accumulated_delta_vars"],
+        "Adagrad": ["_accumulators"],
+        "Adam": ["_momentums", "_velocities", "_velocity_hats"],
+        "AdamW": ["_momentums", "_velocities", "_velocity_hats"],
+        "Adamax": ["_m", "_u"],
+        "Lion": ["_momentums"],
+        "Nadam": ["_momentums", "_velocities", "_u_product"],
+        "RMSprop": ["_velocities", "_momentums", "_average_gradients"],
+        "SGD": ["momentums"],
+    }.items(),
+)
+def test_optimizers_still_have_what_their_rules_on_lists_need(name, slots):
+    """foreach.py: the slots, and that these classes have rules on lists in Keras too."""
+    options = {"Adam": {"amsgrad": True}, "AdamW": {"amsgrad": True}, "SGD": {"momentum": 0.9}}
+    options["RMSprop"] = {"momentum": 0.9, "centered": True}
+    optimizer = getattr(keras.optimizers, name)(**options.get(name, {}))
+    optimizer.build([keras.Variable([1.0])])
+    assert all(getattr(optimizer, slot) is not None for slot in slots)
+    assert hasattr(optimizer, "_parallel_update_step")
+
+
+def test_updates_still_go_through_one_call_for_all_variables():
+    """base.py: where they are made at once."""
+    parameters = inspect.signature(keras.optimizers.AdamW._backend_update_step).parameters
+    assert list(parameters) == ["self", "grads", "trainable_variables", "learning_rate"]
+
+
 def test_filter_empty_gradients_is_called_with_gradients_and_variables():
     parameters = list(inspect.signature(keras.optimizers.AdamW._filter_empty_gradients).parameters)
     assert parameters == ["self", "grads", "vars"]

@@ -10,6 +10,7 @@ the mixins of one class act one after the other, in the order of the bases:
     _begin_step(), _end_step(...)   what surrounds Keras's `apply`
     _before_clipping(grads, ...)    changes all gradients, before Keras scales and clips them
     _adjust(gradient, ...)          changes one variable's gradient and learning rate
+    _adjust_all(step)               does the same to all variables at once, on torch
     _phrases(), _summary_columns()  what `repr` and `summary` print
 """
 
@@ -29,6 +30,7 @@ from sage_keras.backend import (
     check_strategy,
     is_concrete,
     on_device_of,
+    outside_of_traces,
     slot_layout,
     take_back,
     to_dense,
@@ -38,6 +40,8 @@ from sage_keras.paths import unique_paths, variable_path
 
 if TYPE_CHECKING:  # what the mixins are mixed into; none of them is an optimizer by itself
     from keras.optimizers import Optimizer as _Optimizer
+
+    from sage_keras.foreach import Step
 else:
     _Optimizer = object
 
@@ -93,7 +97,10 @@ class OptimizerMixin(_Optimizer):
         """Creates the optimizer's variables."""
         if self.built:
             return
-        variables = list(variables)
+        with outside_of_traces():
+            self._build(list(variables))
+
+    def _build(self, variables: list[Variable]) -> None:
         frozen = self._frozen(variables)
         trained = [variable for variable, no in zip(variables, frozen) if not no]
         self._prepare(trained)
@@ -220,6 +227,24 @@ class OptimizerMixin(_Optimizer):
     ) -> tuple[Tensor, Tensor]:
         """Hook: the gradient and the learning rate that the base's rule gets for a variable."""
         return gradient, learning_rate
+
+    def _backend_update_step(
+        self, grads: list[Tensor], trainable_variables: list[Variable], learning_rate: Tensor
+    ) -> None:
+        """Updates all variables: on torch at once where it can be done, else one by one."""
+        if keras.backend.backend() == "torch":
+            from sage_keras import foreach
+
+            if foreach.update(self, grads, trainable_variables, learning_rate):
+                return
+        super()._backend_update_step(grads, trainable_variables, learning_rate)
+
+    def _takes_all(self) -> bool:
+        """Hook: whether `_adjust_all` does what `_adjust` would, with the optimizer's settings."""
+        return True
+
+    def _adjust_all(self, step: "Step") -> None:
+        """Hook: `_adjust` for all variables of a step at once. A class that has one needs both."""
 
     @property
     def skipped_steps(self) -> int:

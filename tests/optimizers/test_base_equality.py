@@ -60,7 +60,7 @@ def test_not_guiding_equals_the_base(name, feature, settings):
 @pytest.mark.parametrize("name", ["AdamW", "Adamax", "SGD"])
 def test_excluding_equals_the_base_when_compiled(name):
     arguments = {"learning_rate": 0.01, **BASES[name]}
-    expected = train(plain(name)(**arguments), "xla")
+    expected = train(plain(name, "xla")(**arguments), "xla")
     actual = train(guided(name)(**arguments, exclude=["."]), "xla")
     for one, other in zip(actual, expected):
         np.testing.assert_array_equal(one, other)

@@ -126,7 +126,7 @@ def test_scores_count_clipped_gradients():
 @pytest.mark.parametrize("mode", sorted({"eager", COMPILED}))
 def test_dropping_nothing_equals_the_base(mode):
     arguments = {"learning_rate": LEARNING_RATE, "weight_decay": 0.1}
-    expected = train(plain("AdamW")(**arguments), mode, steps=10)
+    expected = train(plain("AdamW", mode)(**arguments), mode, steps=10)
     actual = train(DPSDense(**arguments, stage_steps=2, drop_rate=0.0), mode, steps=10)
     for one, other in zip(actual, expected):
         np.testing.assert_array_equal(one, other)

@@ -156,3 +156,21 @@ def test_mirrored_strategy_trains_as_one_device(make_optimizer):
     alone = fit(tf.distribute.get_strategy())
     for one, other in zip(fit(tf.distribute.MirroredStrategy(["CPU:0"])), alone):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_slots_are_made_before_the_step_is_traced():
+    """A function that made variables would be traced again, and have operations for each."""
+    weights = [keras.Variable(np.ones((3, 2), "float32")) for _ in range(3)]
+    optimizer = Sage(0.1, exclude=[weights[0].path], on_nonfinite="skip")
+    traces = []
+
+    @tf.function
+    def step(gradients):
+        traces.append(optimizer.built)
+        optimizer.apply(gradients, weights)
+
+    step([tf.ones((3, 2))] * 3)
+    assert traces == [False]
+    graph = step.get_concrete_function([tf.TensorSpec((3, 2))] * 3).graph
+    assert not [one for one in graph.get_operations() if one.type == "VarHandleOp"]
+    assert int(optimizer.iterations) == 1

@@ -1,7 +1,7 @@
 """The mixin that makes a Keras optimizer train the subnetworks it selects (DPS Dense)."""
 
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from keras import ops
 
@@ -11,6 +11,9 @@ from sage_keras.backend import cond
 from sage_keras.optimizers.dps import selection
 from sage_keras.optimizers.dps.partial import PartialTraining
 from sage_keras.thresholds import at_least, threshold
+
+if TYPE_CHECKING:
+    from sage_keras.foreach import Step
 
 
 class SubnetworkSelection(PartialTraining):
@@ -135,6 +138,15 @@ class SubnetworkSelection(PartialTraining):
             self._accumulate(slot, ops.square(ops.cast(gradient, slot.dtype)))
             gradient = self._masked(gradient, index)
         return super()._adjust(gradient, variable, learning_rate)
+
+    def _adjust_all(self, step: "Step") -> None:
+        step.select(
+            self._scores,
+            int(self._step_of_cycle()),
+            self.stage_steps,
+            self._thresholds,
+        )
+        super()._adjust_all(step)
 
     def _end_step(self, updated: Tensor) -> None:
         """Selects the subnetworks when stage I is over."""

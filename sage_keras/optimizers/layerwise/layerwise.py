@@ -1,7 +1,7 @@
 """Learning rates by layer: the mixin, and AdamW with it."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import keras
 from keras import ops
@@ -10,6 +10,9 @@ from sage_keras import arguments
 from sage_keras.annotations import LearningRate, Tensor, Variable
 from sage_keras.optimizers.base import OptimizerMixin
 from sage_keras.paths import variable_path
+
+if TYPE_CHECKING:
+    from sage_keras.foreach import Step
 
 
 class LayerwiseLearningRate(OptimizerMixin):
@@ -137,6 +140,13 @@ class LayerwiseLearningRate(OptimizerMixin):
         if multiplier != 1.0:
             learning_rate = ops.multiply(learning_rate, multiplier)
         return super()._adjust(gradient, variable, learning_rate)
+
+    def _adjust_all(self, step: "Step") -> None:
+        trained = [one for one in self._multipliers.values() if one]
+        step.factors = [
+            factor * trained[index] for factor, index in zip(step.factors, step.indices)
+        ]
+        super()._adjust_all(step)
 
     def finalize_variable_values(self, var_list: Sequence[Variable]) -> None:
         """Does what the base does at the end of training, to the variables that are not frozen."""

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import keras
 from keras import ops
@@ -13,6 +13,9 @@ from sage_keras.annotations import Tensor, Variable
 from sage_keras.backend import to_dense
 from sage_keras.optimizers.base import find_optimizers
 from sage_keras.optimizers.measured import SensitivityAverage
+
+if TYPE_CHECKING:
+    from sage_keras.foreach import Step
 
 # In half precision their 1 - beta_2 is lost: 0.999 rounds to 1.
 _NEED_FLOAT32_VARIABLES = ("Adam", "Nadam", "Lamb")
@@ -188,6 +191,25 @@ class SensitivityGuided(SensitivityAverage):
             learning_rate = ops.multiply(learning_rate, self._scale(variable, value, average))
             gradient = to_dense(gradient)
         return super()._use_sensitivity(gradient, variable, learning_rate, value, average)
+
+    def _takes_all(self) -> bool:
+        own = (type(self)._scale, type(self)._scale_of)
+        return (
+            own == (SensitivityGuided._scale, SensitivityGuided._scale_of)
+            and not self.calibrate
+            and self.sensitivity_dtype == "float32"
+            and super()._takes_all()
+        )
+
+    def _adjust_all(self, step: "Step") -> None:
+        step.guide(
+            self._sensitivities,
+            self.beta_3,
+            self.sensitivity_epsilon,
+            self.bias_correction,
+            self.guide,
+        )
+        super()._adjust_all(step)
 
     @property
     def guided_variables(self) -> list[Variable]:
