@@ -10,6 +10,7 @@ from sage_keras.optimizers.patterns import TRANSFORMER_BLOCKS, TRANSFORMER_MATRI
 from sage_keras.optimizers.sage.guided import SensitivityGuided, guided_optimizers
 from sage_keras.optimizers.sage.sage import Sage, SageAdam, SageAdamax, SageSGD
 from sage_keras.optimizers.saved_state import check_state_tree
+from sage_keras.optimizers.sparse.fine_tuning import SparseAdamW, SparseFineTuning
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,8 @@ __all__ = [
     "SageAdamax",
     "SageSGD",
     "SensitivityGuided",
+    "SparseAdamW",
+    "SparseFineTuning",
     "SubnetworkMixing",
     "SubnetworkSelection",
     "WeightMixing",
