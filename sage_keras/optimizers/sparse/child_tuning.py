@@ -154,7 +154,7 @@ class ChildTuning(VariableChoice):
 
 
 class _Child:
-    """The scores and the masks until they are slots. Keras and TensorFlow do not track them here."""
+    """The scores and masks until they are slots: here neither Keras nor TensorFlow tracks them."""
 
     def __init__(self, scores: Any) -> None:
         self.scores = None if scores is None else choice.Scores(scores)
