@@ -15,28 +15,21 @@ Each run is appended to `runs.jsonl` in the output folder when it is finished, a
 there is not repeated: an interrupted script goes on where it stopped.
 """
 
-import json
 import time
-import typing
 
 import keras
-import keras_hub
 import numpy as np
 from common import make_parser, parse, positive_integer, print_rows, stop
 from common.comparison import compile_classifier, recipe, save
-from common.datasets import Dataset, Examples, movie_snippets
 from common.downloads import UnavailableError
-from common.encoders import load_preprocessor, minilm_folder, text_classifier, tokenize
-from keras import ops
+from common.encoders import text_classifier, tokenize
+from common.repeated import MINILM, Runs, Start, fit_seed, load_task, plot_seeds
 from matplotlib.figure import Figure
 
 from sage_keras import TRANSFORMER_BLOCKS, TRANSFORMER_MATRICES, DPSDense, DPSMix, Sage
 from sage_keras.callbacks import SwapTrueWeights
-from sage_keras.log.writing import JsonLines
 
 ARMS = ("AdamW", "Sage", "DPSDense", "DPSMix")
-MINILM = "all-MiniLM-L6-v2"
-POOL = 8000  # the sentences that each seed draws its own from
 QUICK = {
     "sizes": [80],
     "seeds": 1,
@@ -45,20 +38,6 @@ QUICK = {
     "sequence_length": 16,
     "validation_size": 100,
 }
-
-
-class Task(typing.NamedTuple):
-    """What all runs share.
-
-    Args:
-        preset: String, the keras-hub preset.
-        preprocessor: The keras-hub preprocessor of the preset.
-        data: A `Dataset` of `Examples`.
-    """
-
-    preset: str
-    preprocessor: keras_hub.models.TextClassifierPreprocessor
-    data: Dataset
 
 
 def main(arguments=None):
@@ -81,39 +60,6 @@ def main(arguments=None):
     print_table(results, options)
     print_differences(results)
     draw(results, options.output / "finetune_dps.png")
-
-
-def load_task(options):
-    preset = minilm_folder() if options.preset == MINILM else options.preset
-    preprocessor = load_preprocessor(preset, options.sequence_length)
-    return Task(preset, preprocessor, movie_snippets(POOL, options.validation_size, seed=0))
-
-
-class Runs:
-    """The finished runs in a file: what was run, as a dict, to what came of it, as a dict.
-
-    Args:
-        path: The file of JSON lines. It is continued if it exists.
-    """
-
-    def __init__(self, path):
-        self._lines = JsonLines(path)  # removes what a killed run left of its last line
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        self._results = {_frozen(line["run"]): line["result"] for line in lines}
-
-    def __contains__(self, key):
-        return _frozen(key) in self._results
-
-    def __getitem__(self, key):
-        return self._results[_frozen(key)]
-
-    def add(self, key, result):
-        self._lines.append({"run": key, "result": result})
-        self._results[_frozen(key)] = result
-
-
-def _frozen(key):
-    return json.dumps(key, sort_keys=True)
 
 
 def keys(arm, size, options):
@@ -169,71 +115,11 @@ def train(optimizer, missing, task, runs):
     for key in missing:
         print(f"\n{key['arm']}, {key['size']} sentences, seed {key['seed']}", flush=True)
         began = time.perf_counter()
-        start.restore(key["seed"])
-        examples = draw_examples(task.data.train, key["size"], key["seed"])
-        in_order = all_epochs(examples, key["epochs"], key["batch_size"], key["seed"])
-        batches = tokenize(task.preprocessor, in_order).batch(key["batch_size"])
-        # Torch's dropout has no other seed, and `fit` draws from it before it begins to train.
-        reseed = keras.callbacks.LambdaCallback(
-            on_train_begin=lambda logs, seed=key["seed"]: keras.utils.set_random_seed(seed)
-        )
-        classifier.fit(batches, shuffle=False, callbacks=[reseed, *callbacks])
+        fit_seed(start, task, key, callbacks)
         metrics = classifier.evaluate(validation, verbose=0, return_dict=True)
         seconds = time.perf_counter() - began
         runs.add(key, {"accuracy": metrics["accuracy"], "loss": metrics["loss"], "s": seconds})
         print(f"validation accuracy {metrics['accuracy']:.4f}", flush=True)
-
-
-class Start:
-    """Takes a classifier back to where training begins, so that it is compiled only once.
-
-    Args:
-        classifier: A compiled keras-hub classifier whose optimizer is built.
-    """
-
-    def __init__(self, classifier):
-        self._classifier = classifier
-        self._values = [ops.convert_to_numpy(one).copy() for one in self._variables()]
-
-    def restore(self, seed):
-        """The weights of the preset, a new head, and an optimizer that has made no step.
-
-        Args:
-            seed: Integer, which head and which dropout.
-        """
-        for variable, value in zip(self._variables(), self._values):
-            if variable.path.endswith("seed_generator_state"):
-                value = np.array([value[0] + seed, 0], dtype=value.dtype)
-            variable.assign(value)
-        head = self._classifier.get_layer("logits")
-        initializer = keras.initializers.TruncatedNormal(stddev=0.02, seed=seed)
-        head.kernel.assign(initializer(head.kernel.shape))
-
-    def _variables(self):
-        return [*self._classifier.variables, *self._classifier.optimizer.variables]
-
-
-def draw_examples(pool, size, seed):
-    """The sentences of one seed; those of a smaller size are among those of a larger one."""
-    chosen = np.random.default_rng(seed).permutation(len(pool.texts))[:size]
-    return take(pool, chosen)
-
-
-def all_epochs(examples, epochs, batch_size, seed):
-    """The sentences of all epochs, one after the other, each in an order of its own.
-
-    Whole batches only, since another shape would be another compilation. And not a data set that
-    shuffles itself: `fit` takes a batch more from it where it builds the model.
-    """
-    random = np.random.default_rng(seed)
-    count = len(examples.texts)
-    whole = count // batch_size * batch_size
-    orders = [random.permutation(count)[:whole] for _ in range(epochs)]
-    return take(examples, np.concatenate(orders))
-
-
-def take(examples, indices):
-    return Examples([examples.texts[i] for i in indices], examples.labels[indices])
 
 
 def print_table(results, options):
@@ -274,26 +160,6 @@ def draw(results, path):
         axes.set_title(f"{size} sentences")
     panels[0].set_ylabel("validation accuracy")
     save(figure, path)
-
-
-def plot_seeds(axes, results):
-    """Draws every seed as a point, and the mean as a bar.
-
-    Args:
-        axes: Matplotlib axes.
-        results: Dict of label to a list of numbers, one for each seed.
-    """
-    for place, values in enumerate(results.values()):
-        shift = np.linspace(-0.12, 0.12, len(values)) if len(values) > 1 else [0.0]
-        axes.plot(place + np.array(shift), values, "o", color="black", alpha=0.6, markersize=5)
-        mean = np.mean(values)
-        axes.hlines(mean, place - 0.22, place + 0.22, color="black", linewidth=2)
-        axes.annotate(
-            f"{mean:.3f}", (place + 0.24, mean), va="center", fontsize="small", clip_on=False
-        )
-    axes.set_xticks(range(len(results)), list(results))
-    axes.set_xlim(-0.5, len(results) - 0.2)
-    axes.grid(axis="y", alpha=0.3)
 
 
 def parse_arguments(arguments):

@@ -11,6 +11,8 @@ from sage_keras.optimizers.patterns import (
     TRANSFORMER_BLOCKS,
     TRANSFORMER_MATRICES,
 )
+from sage_keras.optimizers.pruning.gradual import GradualPruning
+from sage_keras.optimizers.pruning.platon import Platon, PrunedAdamW
 from sage_keras.optimizers.sage.guided import SensitivityGuided, guided_optimizers
 from sage_keras.optimizers.sage.sage import Sage, SageAdam, SageAdamax, SageSGD
 from sage_keras.optimizers.saved_state import check_state_tree
@@ -27,9 +29,12 @@ __all__ = [
     "ChildTuningAdamW",
     "DPSDense",
     "DPSMix",
+    "GradualPruning",
     "LayerwiseAdamW",
     "LayerwiseLearningRate",
     "Mixout",
+    "Platon",
+    "PrunedAdamW",
     "Sage",
     "SageAdam",
     "SageAdamax",

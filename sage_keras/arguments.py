@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import keras
+
 from sage_keras.annotations import Patterns
 
 _PATHS_SHOWN = 8
@@ -209,6 +211,40 @@ def first_match(
         next((value for pattern, value in values.items() if re.search(pattern, path)), default)
         for path in paths
     ]
+
+
+def chosen(
+    include: Any, exclude: Any, paths: Sequence[str], default: Sequence[bool] | None = None
+) -> list[bool]:
+    """Which paths the arguments `include` and `exclude` choose; at least one.
+
+    Without `include` it is all, or those that `default` is true for.
+    """
+    included = matches("include", patterns("include", include), paths, default=True)
+    excluded = matches("exclude", patterns("exclude", exclude), paths, default=False)
+    if include is None and default is not None:
+        included = list(default)
+    both = [yes and not no for yes, no in zip(included, excluded)]
+    if not any(both):
+        raise ValueError(
+            "Arguments `include` and `exclude` leave no variable. Received: "
+            f"include={include!r}, exclude={exclude!r}. The variables are:{listed(paths)}"
+        )
+    return both
+
+
+def built_model(argument: str, model: Any) -> keras.Model:
+    """`model`, if it is a Keras model that has its variables."""
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"Argument `{argument}` must be a `keras.Model`. Received: {type(model).__name__}"
+        )
+    if not model.built:
+        raise ValueError(
+            f"The model {model.name!r} is not built. Call it on a batch of data, or `model.build` "
+            "with the shape of its input, first."
+        )
+    return model
 
 
 def _refuse_or_warn(message: str, strict: bool) -> None:

@@ -85,8 +85,12 @@ def is_concrete(tensor: Tensor) -> bool:
 
 
 def cond(condition: Tensor, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
-    """`ops.cond`, which JAX would compile again at every call outside of a trace."""
-    if keras.backend.backend() == "jax" and is_concrete(condition):
+    """`ops.cond`, which JAX would compile again at every call outside of a trace.
+
+    Torch's compiler too: Keras gives each call a new name, and the compiler sees another program.
+    """
+    backend = keras.backend.backend()
+    if backend == "torch" or (backend == "jax" and is_concrete(condition)):
         return then() if condition else otherwise()
     return ops.cond(condition, then, otherwise)
 
@@ -95,8 +99,14 @@ def compiled_loop(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` of tensors that runs `ops.while_loop`, which JAX would compile at every call.
 
     Outside of a trace JAX compiles a loop for each new pair of condition and body. Under its `jit`
-    it does so once for each shape.
+    it does so once for each shape. Torch's compiler would take the turns of a loop for programs of
+    their own, and so does not see it.
     """
+    if keras.backend.backend() == "torch":
+        import torch
+
+        opaque: Callable[..., Any] = torch.compiler.disable(function)
+        return opaque
     if keras.backend.backend() != "jax":
         return function
     jitted: Callable[..., Any] = compiled(function)

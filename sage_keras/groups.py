@@ -100,17 +100,18 @@ def group_positions(
 
 def _by_layer(model: keras.Model, variables: list[Variable]) -> _Grouped:
     owners: dict[int, str] = {}
-    for name, layer in _layers(model):
+    for name, layer in layers_of(model):
         for variable in layer.trainable_variables:
             owners.setdefault(id(variable), name)
     return _by_name([owners.get(id(variable), model.name) for variable in variables], variables)
 
 
-def _layers(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def layers_of(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each layer with its name, nested ones as `model/layer` before the model that has them."""
     for layer in model.layers:
         name = prefix + layer.name
         if getattr(layer, "layers", None):
-            yield from _layers(layer, f"{name}/")
+            yield from layers_of(layer, f"{name}/")
         yield name, layer
 
 

@@ -93,6 +93,27 @@ def largest(scores: Sequence[Tensor], count: int | Tensor) -> list[Tensor]:
     return masks
 
 
+def ordered(scores: Tensor) -> Tensor:
+    """Integers in the order of the scores.
+
+    Args:
+        scores: Float32 tensor.
+
+    Returns:
+        Int32 tensor of the same shape.
+
+    Example:
+
+    >>> from keras import ops
+    >>> first, second, third = ordered(ops.array([-2.0, 0.0, 0.5]))
+    >>> bool(first < second < third), bool(ordered(ops.array(-0.0)) == second)
+    (True, True)
+    """
+    bits = ops.view(scores, "int32")
+    # Below zero the numbers fall where the bits rise.
+    return ops.where(ops.less(bits, 0), ops.negative(ops.bitwise_and(bits, 2**31 - 1)), bits)
+
+
 @compiled_loop
 def _threshold(bits: Tensor, count: Tensor) -> Tensor:
     def reached(value: Tensor) -> Tensor:
@@ -104,13 +125,13 @@ def _threshold(bits: Tensor, count: Tensor) -> Tensor:
 @compiled_loop
 def _largest(scores: list[Tensor], count: Tensor) -> list[Tensor]:
     def reached(value: Tensor) -> Tensor:
-        above = _count([ops.greater_equal(_ordered(one), value) for one in scores])
+        above = _count([ops.greater_equal(ordered(one), value) for one in scores])
         return ops.greater_equal(above, count)
 
     start = ops.where(reached(ops.convert_to_tensor(0, "int32")), 0, -(2**31))
     value = _bisect(reached, start, 1 << 30)
-    above = [ops.greater(_ordered(one), value) for one in scores]
-    equal = [ops.equal(_ordered(one), value) for one in scores]
+    above = [ops.greater(ordered(one), value) for one in scores]
+    equal = [ops.equal(ordered(one), value) for one in scores]
     missing = ops.subtract(count, _count(above))
 
     sizes = [math.prod(one.shape) for one in scores]
@@ -149,12 +170,6 @@ def _bisect(holds: Callable[[Tensor], Tensor], start: int | Tensor, bit: int | T
 
 def _count(masks: list[Tensor]) -> Tensor:
     return sum(ops.sum(ops.cast(mask, "int32")) for mask in masks)
-
-
-def _ordered(scores: Tensor) -> Tensor:
-    """Int32 in the order of the floats: the sign bit's is that of the number."""
-    bits = ops.view(scores, "int32")
-    return ops.where(ops.less(bits, 0), ops.negative(ops.bitwise_and(bits, 2**31 - 1)), bits)
 
 
 def _positions(shape: Sequence[int], start: int) -> Tensor:

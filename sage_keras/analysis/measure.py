@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from sage_keras import arguments
+from sage_keras import arguments, scores
 from sage_keras import sensitivity as measure
 from sage_keras.analysis.data import (
     Batch,
@@ -27,6 +27,13 @@ from sage_keras.paths import unique_paths
 
 _Added: TypeAlias = tuple[list[Tensor], Tensor, Tensor]  # sums, loss, whether it was added
 _Sum: TypeAlias = Callable[[list[Tensor], Batch, Tensor], _Added]
+Score: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # of a weight and its gradient
+
+_SCORES: dict[str, Score] = {
+    "sensitivity": scores.sensitivity,
+    "movement": scores.movement,
+    "fisher": lambda weight, gradient: scores.fisher(gradient),
+}
 
 
 def measure_sensitivity(
@@ -36,6 +43,7 @@ def measure_sensitivity(
     per: str = "batch",
     batch_size: int | None = None,
     verbose: int = 1,
+    score: str = "sensitivity",
 ) -> Arrays:
     """Measures the mean sensitivity |theta * gradient| of each trainable parameter over data.
 
@@ -67,6 +75,8 @@ def measure_sensitivity(
         batch_size: Int, the batch size for arrays; other data comes in batches. Defaults to
             `None`, which is 32 for arrays.
         verbose: `1` for a progress bar with the mean loss, `0` for silence. Defaults to `1`.
+        score: What to measure in place of it: `"movement"`, which is `-theta * gradient`, or
+            `"fisher"`, the squared gradient. Defaults to `"sensitivity"`.
 
     Returns:
         Dict of variable path to a NumPy array of the variable's shape, for each trainable
@@ -93,18 +103,44 @@ def measure_sensitivity(
     Reference:
         - [Liang et al., 2022](https://arxiv.org/abs/2202.02664)
     """
+    measured = _SCORES[arguments.choice("score", score, list(_SCORES))]
+    means = mean_scores(model, data, measured, None, batches, per, batch_size, verbose)
+    return dict(zip(unique_paths(model.trainable_variables), means))
+
+
+def mean_scores(
+    model: keras.Model,
+    data: Any,
+    score: Score,
+    directions: list[np.ndarray] | None = None,
+    batches: int | None = None,
+    per: str = "batch",
+    batch_size: int | None = None,
+    verbose: int = 1,
+) -> list[np.ndarray]:
+    """The means over batches of a score of each trainable variable.
+
+    Args:
+        model: A compiled and built model. The arguments that are not here are those of
+            `measure_sensitivity`.
+        score: Function of a tensor and the gradient.
+        directions: List of arrays, which stand in the place of the weights in `score`, one for each
+            trainable variable. Defaults to `None`, the weights themselves.
+
+    Returns:
+        List of arrays.
+    """
     arguments.choice("per", per, ("batch", "example"))
     _check_model(model)
     _warn_of_mixed_weights(model)
     check_data(data, batch_size)
     total = _total(count_batches(data, batch_size), batches)
 
-    variables = model.trainable_variables
     sums = [
         ops.cast(ops.zeros_like(variable.value), measure.compute_dtype(variable.dtype))
-        for variable in variables
+        for variable in model.trainable_variables
     ]
-    add = _compiled_sum(model)
+    add = _compiled_sum(model, score, directions)
     loss_scale = _loss_scale(model)
     bar = keras.utils.Progbar(total, verbose=verbose)
     read = measured = 0
@@ -119,8 +155,7 @@ def measure_sensitivity(
     if total is None:
         bar.update(read, finalize=True)
     _check_read(read, measured, batches)
-    means = [_divide(ops.convert_to_numpy(value), measured) for value in sums]
-    return dict(zip(unique_paths(variables), means))
+    return [_divide(ops.convert_to_numpy(value), measured) for value in sums]
 
 
 def _divide(array: np.ndarray, count: int) -> np.ndarray:
@@ -138,8 +173,8 @@ def _add_unless_overflown(
         loss_scale /= 2
 
 
-def _compiled_sum(model: keras.Model) -> _Sum:
-    """A function that adds one batch's sensitivities to their sums, compiled where that helps.
+def _compiled_sum(model: keras.Model, score: Score, directions: list[np.ndarray] | None) -> _Sum:
+    """A function that adds one batch's scores to their sums, compiled where that helps.
 
     Keras has no gradient of its own, so that each backend's stands here: called with the sums, a
     batch and the loss scale, it returns the new sums, the loss, and whether the batch was added,
@@ -149,10 +184,11 @@ def _compiled_sum(model: keras.Model) -> _Sum:
     backend = keras.backend.backend()
     if backend not in make:
         raise ValueError(f"The backend {backend} has no gradients. Use one of {', '.join(make)}.")
-    return make[backend](model)
+    tensors = None if directions is None else [ops.convert_to_tensor(one) for one in directions]
+    return make[backend](model, score, tensors)
 
 
-def _tensorflow_sum(model: keras.Model) -> _Sum:
+def _tensorflow_sum(model: keras.Model, score: Score, directions: list[Tensor] | None) -> _Sum:
     import tensorflow as tf
 
     def add(sums: list[Tensor], batch: Batch, loss_scale: Tensor) -> _Added:
@@ -163,24 +199,25 @@ def _tensorflow_sum(model: keras.Model) -> _Sum:
             loss = _scaled_loss(weights, model, others, batch, loss_scale)
         gradients = tape.gradient(loss, weights, unconnected_gradients="zero")
         gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]  # sparse ones
-        return _add(sums, weights, gradients, loss, loss_scale)
+        return _add(score, sums, directions or weights, gradients, loss, loss_scale)
 
     return add if model.run_eagerly else tf.function(add, reduce_retracing=True)
 
 
-def _jax_sum(model: keras.Model) -> _Sum:
+def _jax_sum(model: keras.Model, score: Score, directions: list[Tensor] | None) -> _Sum:
     import jax
 
     def add(
         sums: list[Tensor],
         weights: list[Tensor],
         others: list[Tensor],
+        directions: list[Tensor] | None,
         batch: Batch,
         loss_scale: Tensor,
     ) -> _Added:
         value_and_gradients = jax.value_and_grad(_scaled_loss)
         loss, gradients = value_and_gradients(weights, model, others, batch, loss_scale)
-        return _add(sums, weights, gradients, loss, loss_scale)
+        return _add(score, sums, directions or weights, gradients, loss, loss_scale)
 
     if not model.run_eagerly:
         add = jax.jit(add, donate_argnums=0)
@@ -188,12 +225,13 @@ def _jax_sum(model: keras.Model) -> _Sum:
     def add_with_state(sums: list[Tensor], batch: Batch, loss_scale: Tensor) -> _Added:
         weights = [variable.value for variable in model.trainable_variables]
         others = [variable.value for variable in model.non_trainable_variables]
-        return add(sums, weights, others, batch, loss_scale)
+        # Not out of the closure: XLA would compile them in as constants.
+        return add(sums, weights, others, directions, batch, loss_scale)
 
     return add_with_state
 
 
-def _torch_sum(model: keras.Model) -> _Sum:
+def _torch_sum(model: keras.Model, score: Score, directions: list[Tensor] | None) -> _Sum:
     import torch
 
     def add(sums: list[Tensor], batch: Batch, loss_scale: Tensor) -> _Added:
@@ -204,7 +242,7 @@ def _torch_sum(model: keras.Model) -> _Sum:
         # Unlike backward(), this leaves the parameters' own .grad alone.
         gradients = list(torch.autograd.grad(loss, weights, materialize_grads=True))
         with torch.no_grad():
-            return _add(sums, weights, gradients, loss, loss_scale)
+            return _add(score, sums, directions or weights, gradients, loss, loss_scale)
 
     return add
 
@@ -239,6 +277,7 @@ def _scaled_loss(
 
 
 def _add(
+    score: Score,
     sums: list[Tensor],
     weights: list[Tensor],
     gradients: list[Tensor],
@@ -251,7 +290,7 @@ def _add(
     for total, weight, gradient in zip(sums, weights, gradients):
         gradient = ops.divide(ops.cast(gradient, total.dtype), ops.cast(loss_scale, total.dtype))
         finite.append(ops.all(ops.isfinite(gradient)))
-        values.append(measure.sensitivity(ops.cast(weight, total.dtype), gradient))
+        values.append(score(ops.cast(weight, total.dtype), gradient))
     added = ops.logical_or(added, ops.all(ops.stack(finite)))
     sums = [ops.where(added, total + value, total) for total, value in zip(sums, values)]
     return sums, ops.divide(loss, ops.cast(loss_scale, loss.dtype)), added
@@ -277,15 +316,7 @@ def _warn_of_mixed_weights(model: keras.Model) -> None:
 
 
 def _check_model(model: Any) -> None:
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"Argument `model` must be a `keras.Model`. Received: {type(model).__name__}"
-        )
-    if not model.built:
-        raise ValueError(
-            f"The model {model.name!r} is not built. Call it on a batch of data, or `model.build` "
-            "with the shape of its input, before it is measured."
-        )
+    arguments.built_model("model", model)
     if not model.compiled:
         raise ValueError(
             f"The model {model.name!r} is not compiled, so that it has no loss to measure. "

@@ -133,6 +133,7 @@ def plot_heat_map(log: Log, name: str = "mean", axes: Axes | None = None) -> Axe
     axes.set(xlabel="step", title=f"{_title(name)} by group")
     axes.figure.colorbar(mesh, ax=axes, label=_title(name))
     _name_rows(axes, list(log.groups))
+    _whole_steps(axes)
     _explain_gaps(axes, bool(zero.any()), bool(missing.any()))
     return axes
 
@@ -220,6 +221,31 @@ def plot_pruning_curves(
     axes.set_ylabel(printable(metric), parse_math=False)
     axes.grid(alpha=0.3)
     _plain_legend(axes, lines, list(curves))
+    return axes
+
+
+def plot_bars(
+    values: Mapping[str, float], xlabel: str, title: str, axes: Axes | None = None
+) -> Axes:
+    """Draws one value of each layer as a bar, the first layer on top.
+
+    Args:
+        values: Dict of the layer's name to its value.
+        xlabel: String, what the values are.
+        title: String.
+        axes: Matplotlib axes to draw on, or `None` for a new figure that is high enough for the
+            layers, up to 12 inches. Defaults to `None`.
+
+    Returns:
+        The axes.
+    """
+    axes = axes or _new_axes(height=min(max(_INCHES_PER_ROW * len(values) + 1.4, 3), 12))
+    axes.barh(range(len(values)), list(values.values()), color="tab:blue")
+    axes.set(xlabel=xlabel, title=title)
+    axes.grid(axis="x", alpha=0.3)
+    axes.margins(y=0.01)
+    axes.invert_yaxis()
+    _name_rows(axes, list(values))
     return axes
 
 
@@ -311,8 +337,7 @@ def _name_rows(axes: Axes, names: list[str]) -> None:
         parse_math=False,
     )
     if every > 1:
-        axes.set_ylabel(f"one name in {every} of {len(names)} groups")
-    _whole_steps(axes)
+        axes.set_ylabel(f"one name in {every} of {len(names)}")
 
 
 def _shortened(name: str) -> str:

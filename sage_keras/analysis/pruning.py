@@ -1,7 +1,6 @@
 """Pruning: what a model loses when its least sensitive weights are zero."""
 
 import contextlib
-import fractions as exact
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,10 +11,8 @@ from keras import ops
 from sage_keras import arguments
 from sage_keras.analysis.data import check_data, count_batches
 from sage_keras.annotations import Arrays, Scores
-from sage_keras.groups import group_variables
+from sage_keras.compression.pruning import SCOPES, masks, zero
 from sage_keras.scores import by_path, read_sortable
-
-_SCOPES = ("global", "layer")
 
 
 @contextlib.contextmanager
@@ -25,7 +22,8 @@ def pruned(
     """Zeroes the least sensitive weights of a model inside a `with` block.
 
     On leaving the block, after an exception too, each variable that `sensitivities` names is as
-    it was, bit for bit, whatever happened to it inside.
+    it was, bit for bit, whatever happened to it inside. `sage_keras.compression.prune` zeroes them
+    for good.
 
     Of `n` weights, `fraction * n` are zeroed, rounded to the nearest integer (a half to the even
     one). `fraction` is taken as the decimal number that is written, so that 0.7 of 10 is 7. Of
@@ -40,8 +38,8 @@ def pruned(
             drop from it what shall not be pruned.
         fraction: Float in [0, 1], the fraction of weights to zero.
         scope: `"global"` to take the least sensitive weights of all the named variables
-            together, or `"layer"` to take the same fraction of each layer. Defaults to
-            `"global"`.
+            together, `"layer"` to take the same fraction of each layer, or `"variable"` of each
+            variable. Defaults to `"global"`.
 
     Raises:
         ValueError: Before anything is changed, if `fraction` or `scope` is out of range, if the
@@ -63,16 +61,14 @@ def pruned(
         - [Liang et al., 2022](https://arxiv.org/abs/2202.02664)
     """
     fraction = arguments.share("fraction", fraction, example=0.2)
-    arguments.choice("scope", scope, _SCOPES)
+    arguments.choice("scope", scope, SCOPES)
     scores = read_sortable(model, sensitivities)
 
-    masks = _masks(model, scores, fraction, scope)
+    chosen = masks(model, scores, fraction, scope)
     variables = by_path(model)
-    before = {path: ops.copy(variables[path].value) for path in masks}
+    before = {path: ops.copy(variables[path].value) for path in chosen}
     try:
-        for path, mask in masks.items():
-            value = variables[path].value
-            variables[path].assign(ops.where(mask, ops.zeros_like(value), value))
+        zero(model, chosen)
         yield
     finally:
         for path, value in before.items():
@@ -101,7 +97,7 @@ def pruning_curve(
             `measure_sensitivity` returns it, or `"magnitude"` or `"random"` for the baselines.
         fractions: Floats in [0, 1], the fractions of weights to zero. Defaults to
             `(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)`.
-        scope: `"global"` or `"layer"`, as in `pruned`. Defaults to `"global"`.
+        scope: `"global"`, `"layer"` or `"variable"`, as in `pruned`. Defaults to `"global"`.
         batch_size: Int, the batch size for arrays; other data comes in batches. Defaults to
             `None`, which is 32 for arrays.
         verbose: `1` for a progress bar, `0` for silence. Defaults to `1`.
@@ -133,7 +129,7 @@ def pruning_curve(
     fractions = [arguments.share("fractions", fraction, example=0.2) for fraction in fractions]
     if not fractions:
         raise ValueError("Argument `fractions` must not be empty. Write, such as, (0.0, 0.2, 0.4).")
-    arguments.choice("scope", scope, _SCOPES)
+    arguments.choice("scope", scope, SCOPES)
     scores = read_sortable(model, sensitivities)
     _check_repeatable(data, batch_size)
 
@@ -146,46 +142,6 @@ def pruning_curve(
             curve.setdefault(name, np.empty(len(fractions)))[done - 1] = value
         bar.update(done, [("fraction", fraction), *logs.items()])
     return curve
-
-
-def _masks(model: keras.Model, scores: Arrays, fraction: float, scope: str) -> Arrays:
-    """Which weights to zero: dict of path to boolean array."""
-    pools = [list(scores)]
-    if scope == "layer":
-        paths = {id(variable): path for path, variable in by_path(model).items()}
-        layers = [[paths[id(v)] for v in group] for group in group_variables(model).values()]
-        named = [[path for path in layer if path in scores] for layer in layers]
-        pools = [pool for pool in named if pool]
-    masks: Arrays = {}
-    for pool in pools:
-        arrays = [scores[path] for path in pool]
-        count = _count(fraction, sum(array.size for array in arrays))
-        masks.update(zip(pool, _smallest(arrays, count)))
-    return masks
-
-
-def _count(fraction: float, size: int) -> int:
-    # str() gives back the decimal that was written; 0.15 * 10 in floats is below 1.5.
-    return round(exact.Fraction(str(fraction)) * size)
-
-
-def _smallest(arrays: list[np.ndarray], count: int) -> list[np.ndarray]:
-    """Boolean arrays that are true for the `count` smallest elements, the first among equals."""
-    flat = [array.ravel() for array in arrays]
-    masks = [np.zeros(array.size, bool) for array in arrays]
-    if count:
-        ranked = np.concatenate(flat)
-        ranked.partition(count - 1)  # in place: argpartition's indices take twice the memory
-        threshold = ranked[count - 1]
-        del ranked
-        for values, mask in zip(flat, masks):
-            np.less(values, threshold, out=mask)
-        missing = count - sum(map(np.count_nonzero, masks))
-        for values, mask in zip(flat, masks):
-            equal = np.flatnonzero(values == threshold)[:missing]
-            mask[equal] = True
-            missing -= len(equal)
-    return [mask.reshape(array.shape) for mask, array in zip(masks, arrays)]
 
 
 def _check_repeatable(data: Any, batch_size: int | None) -> None:

@@ -6,10 +6,10 @@ import io
 import math
 import os
 import pathlib
-import uuid
 from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias
 
+from sage_keras import atomic
 from sage_keras.analysis.plots import (
     plot_distribution,
     plot_heat_map,
@@ -88,19 +88,10 @@ def write_report(
         raise ValueError("Argument `logs` must not be empty. Pass {name: read_log(log_dir)}.")
     for name, log in logs.items():
         _check_log(name, log)
-    target = _file(output)
+    target = atomic.target_file("output", output, "report.html")
     require_matplotlib()
     content = _page(logs, pruning_curves or {})
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside it, so that it can take its place in one piece; its name may be as long as may be.
-    partial = target.with_name(f"{uuid.uuid4().hex}.partial")
-    try:
-        partial.write_text(content, encoding="utf-8")
-        if target.exists():
-            partial.chmod(target.stat().st_mode & 0o7777)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    atomic.write(target, content.encode())
     return pathlib.Path(output)
 
 
@@ -117,18 +108,6 @@ def _check_log(name: str, log: Log) -> None:
         raise ValueError(f"{message}{error}.") from error
     if "mean" not in log.model.values:
         raise ValueError(f"{message}it has no 'mean', only {sorted(log.model.values)}.")
-
-
-def _file(output: str | os.PathLike[str]) -> pathlib.Path:
-    """The file to write, which a symbolic link names."""
-    target = pathlib.Path(os.path.realpath(output))
-    if os.path.lexists(target) and not target.is_file():
-        kind = "a folder" if target.is_dir() else "a device, a pipe or the like"
-        raise ValueError(
-            'Argument `output` must be the path of a file, such as "report.html". '
-            f"Received: output={os.fspath(output)!r}, which is {kind}"
-        )
-    return target
 
 
 def _page(logs: Mapping[str, Log], pruning_curves: Mapping[str, Arrays]) -> str:

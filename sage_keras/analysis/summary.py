@@ -3,14 +3,11 @@
 import contextlib
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
 
 import keras
 import numpy as np
-import rich.console
-import rich.markup
-import rich.table
 
+from sage_keras import text_tables
 from sage_keras.annotations import Scores, Variable
 from sage_keras.groups import group_variables
 from sage_keras.optimizers.sage.guided import SensitivityGuided, guided_optimizers
@@ -19,7 +16,7 @@ from sage_keras.scores import read_scores, to_numpy
 
 _REDUNDANT = 0.01  # of the model's mean: parameters below it count as redundant
 _UNKNOWN = "-"
-_COLUMNS: dict[str, Literal["left", "right"]] = {
+_COLUMNS: text_tables.Columns = {
     "Layer": "left",
     "Parameters": "right",
     "Guided": "left",
@@ -96,34 +93,29 @@ def summary(
     known = {id(variable): array for variable, array in zip(variables, arrays)}
     mean = _mean(arrays)
 
-    table = rich.table.Table(
-        *[
-            rich.table.Column(name, justify=justify, overflow="fold")
-            for name, justify in _COLUMNS.items()
-        ]
-    )
+    rows = []
     for name, group in group_variables(model).items():
         arrays_of_group = [known[id(variable)] for variable in group]
         scale = (report or {}).get(name, {}).get("scale_mean")
-        table.add_row(
-            rich.markup.escape(name),
-            f"{_count(group):,}",
-            _state(model, optimizers, group),
-            _format(_mean(arrays_of_group), "{:.2e}"),
-            _format(_redundant_share(arrays_of_group, mean), "{:.1%}"),
-            _format(scale, "{:.3f}"),
+        rows.append(
+            [
+                name,
+                f"{_count(group):,}",
+                _state(model, optimizers, group),
+                _format(_mean(arrays_of_group), "{:.2e}"),
+                _format(_redundant_share(arrays_of_group, mean), "{:.1%}"),
+                _format(scale, "{:.3f}"),
+            ]
         )
 
     measured = sum(array.size for array in arrays if array is not None)
-    _print(
-        print_fn,
-        f'[bold]Model: "{rich.markup.escape(model.name)}"[/]',
-        table,
-        f"[bold] Trainable parameters:[/] {_count(variables):,}",
-        f"[bold] With a sensitivity:[/] {measured:,}",
-        f"[bold] Mean sensitivity:[/] {_format(mean, '{:.2e}')}",
-        f"[bold] Redundant share:[/] {_format(_redundant_share(arrays, mean), '{:.1%}')}",
-    )
+    totals = {
+        "Trainable parameters": f"{_count(variables):,}",
+        "With a sensitivity": f"{measured:,}",
+        "Mean sensitivity": _format(mean, "{:.2e}"),
+        "Redundant share": _format(_redundant_share(arrays, mean), "{:.1%}"),
+    }
+    text_tables.show(print_fn, model.name, _COLUMNS, rows, totals)
 
 
 def _check_optimizers(model: keras.Model, optimizers: list[SensitivityGuided]) -> None:
@@ -191,15 +183,3 @@ def _redundant_share(arrays: list[np.ndarray | None], mean: float | None) -> flo
 
 def _format(value: float | None, style: str) -> str:
     return _UNKNOWN if value is None else style.format(value)
-
-
-def _print(print_fn: Callable[[str], object] | None, *parts: Any) -> None:
-    """Prints as Keras's own summary does."""
-    console = rich.console.Console(highlight=False)
-    if print_fn is None:
-        console.print(*parts, sep="\n")
-        return
-    console = rich.console.Console(highlight=False, force_terminal=False, color_system=None)
-    with console.capture() as capture:
-        console.print(*parts, sep="\n")
-    print_fn(capture.get().rstrip("\n"))

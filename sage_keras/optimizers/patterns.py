@@ -1,4 +1,9 @@
-"""Ready lists of patterns that choose which variables of a model a method acts on."""
+"""Which variables of a model a method acts on: ready lists of patterns, and a choice by shape."""
+
+import re
+
+from sage_keras.annotations import Variable
+from sage_keras.paths import variable_path
 
 # The blocks of keras-hub's backbones, by their names.
 _BLOCK = (
@@ -35,3 +40,14 @@ BIASES_AND_HEAD = (
     r"(?:^|/)(?:bias|beta)$",
     r"(?:^|/)(?:pooled_dense|logits|head|classifier|predictions)/",
 )
+_EMBEDDINGS = re.compile(r"embedding[^/]*$")  # a table of rows, or its reverse
+
+
+def is_weight_matrix(variable: Variable) -> bool:
+    """Whether a variable multiplies the inputs of a layer: two axes at least, no embedding or bias.
+
+    The biases of attention have an axis for the heads.
+    """
+    path = variable_path(variable)
+    few = len(variable.shape) < 2
+    return not (few or path.endswith("bias") or _EMBEDDINGS.search(path))

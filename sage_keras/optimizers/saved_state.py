@@ -32,7 +32,7 @@ KEY = "format"  # beside "0", "1", ..., the variables
 # Keras's own arguments that decide which slots there are; those of the mixins come from them.
 _KERAS_SETTINGS = ("amsgrad", "centered", "momentum", "use_ema", "gradient_accumulation_steps")
 # A change of these is a change of what is stored, if not of what it is called.
-_SAME_SETTINGS = ("sensitivity_dtype", "scores")
+_SAME_SETTINGS = ("sensitivity_dtype", "scores", "pattern")
 # Not a matter of the weights: they may come and go.
 _MAY_BE_MISSING = ("learning_rate", "skipped_steps")
 _KINDS = {"format": int, "optimizer": str, "settings": dict, "variables": list}
@@ -158,7 +158,7 @@ def match(saved: dict[str, Any], optimizer: Any, by_position: bool = False) -> d
     if fault is None:
         if saved["format"] == 1:
             return {position: position for position in range(len(present["variables"]))}
-        same = _match_variables(saved["model"], present["model"])
+        same = match_variables(saved["model"], present["model"])
         positions, missing, left_out, fault = _match_slots(saved, present, same)
         if present["model"] and not same:
             fault = f"is of {saved['model'][0][0]} and so on, none of which is trained here"
@@ -330,7 +330,7 @@ def _unlike(saved: dict[str, Any], present: dict[str, Any]) -> str | None:
     return None
 
 
-def _match_variables(saved: list[Any], present: list[Any]) -> dict[int, int]:
+def match_variables(saved: list[Any], present: list[Any]) -> dict[int, int]:
     """Index among the model's variables here to index among those of the saved state."""
     olds, news = _below_model(saved), _below_model(present)
     shapes = [shape for _, shape in saved] == [shape for _, shape in present]

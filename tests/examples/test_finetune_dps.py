@@ -6,6 +6,7 @@ import re
 import finetune_dps
 import numpy as np
 import pytest
+from common import repeated
 from example_runs import stopped, whole_job
 from matplotlib.image import imread
 
@@ -32,7 +33,7 @@ def run(arguments, capsys):
 def test_finished_runs_are_kept_and_a_seed_reproduces(tmp_path, tiny_preset, capsys):
     arguments = options_of(tmp_path, tiny_preset)
     options = finetune_dps.parse_arguments(arguments)
-    runs = finetune_dps.Runs(tmp_path / "runs.jsonl")
+    runs = repeated.Runs(tmp_path / "runs.jsonl")
     for arm in finetune_dps.ARMS:
         for key, accuracy in zip(finetune_dps.keys(arm, 20, options), MADE_UP):
             runs.add(key, {"accuracy": accuracy, "loss": 1.0, "s": 2.0})
@@ -90,10 +91,10 @@ def test_differences_are_of_pairs(capsys):
 
 def test_other_settings_are_other_runs(tmp_path):
     parse = finetune_dps.parse_arguments
-    runs = finetune_dps.Runs(tmp_path / "runs.jsonl")
+    runs = repeated.Runs(tmp_path / "runs.jsonl")
     (key,) = finetune_dps.keys("DPSMix", 300, parse(["--seeds", "1"]))
     runs.add(key, {"accuracy": 0.5})
-    again = finetune_dps.Runs(tmp_path / "runs.jsonl")
+    again = repeated.Runs(tmp_path / "runs.jsonl")
     assert again[key] == {"accuracy": 0.5}
     for argument, value in {
         "--drop-rate": "0.5",
@@ -105,17 +106,17 @@ def test_other_settings_are_other_runs(tmp_path):
 
 
 def test_a_smaller_size_is_part_of_a_larger_one():
-    pool = finetune_dps.movie_snippets(400, 10, seed=0).train
-    small, large = (finetune_dps.draw_examples(pool, size, seed=3) for size in (30, 50))
+    pool = repeated.movie_snippets(400, 10, seed=0).train
+    small, large = (repeated.draw_examples(pool, size, seed=3) for size in (30, 50))
     assert large.texts[:30] == small.texts
-    assert finetune_dps.draw_examples(pool, 30, seed=4).texts != small.texts
+    assert repeated.draw_examples(pool, 30, seed=4).texts != small.texts
     labels = dict(zip(pool.texts, pool.labels))
     assert all(labels[text] == label for text, label in zip(large.texts, large.labels))
 
 
 def test_every_epoch_has_whole_batches_in_an_order_of_its_own():
-    examples = finetune_dps.Examples([str(i) for i in range(10)], np.arange(10) % 2)
-    passes = finetune_dps.all_epochs(examples, epochs=2, batch_size=4, seed=0)
+    examples = repeated.Examples([str(i) for i in range(10)], np.arange(10) % 2)
+    passes = repeated.all_epochs(examples, epochs=2, batch_size=4, seed=0)
     first, second = passes.texts[:8], passes.texts[8:]
     assert len(set(first)) == len(set(second)) == 8
     assert first != second

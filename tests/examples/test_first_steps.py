@@ -14,6 +14,7 @@ import train_translation
 import train_vit
 import tune_with_keras_tuner
 import watch_training
+from common import repeated
 from common.comparison import compile_classifier
 from common.datasets import Dataset, Images, Translations
 from common.encoders import load_preprocessor, text_classifier, tokenize
@@ -97,10 +98,10 @@ def test_watch_training(tiny_preset, preprocessor, tmp_path):
 def test_finetune_dps(arm, tiny_preset, preprocessor, tmp_path):
     arguments = [*STEPS, "--sequence-length", "8", "--seeds", "1", "--update-ratio", "0.5"]
     options = finetune_dps.parse_arguments(arguments)
-    runs = finetune_dps.Runs(tmp_path / "runs.jsonl")
+    runs = repeated.Runs(tmp_path / "runs.jsonl")
     optimizer = finetune_dps.make_optimizer(arm, 16, options)
     [key] = finetune_dps.keys(arm, 16, options)
-    finetune_dps.train(optimizer, [key], finetune_dps.Task(tiny_preset, preprocessor, DATA), runs)
+    finetune_dps.train(optimizer, [key], repeated.Task(tiny_preset, preprocessor, DATA), runs)
     assert int(optimizer.iterations) == 2
     assert runs[key]["loss"] == pytest.approx(np.log(2), rel=0.2)
 

@@ -12,6 +12,7 @@ from keras import ops
 from modes import BACKEND, to_numpy
 
 from sage_keras import DPSDense, DPSMix
+from sage_keras.optimizers.columns import column_shape
 from sage_keras.optimizers.dps import selection
 
 few = settings(deadline=None, max_examples=60)
@@ -150,12 +151,12 @@ def test_columns_of_attention_are_its_inputs(name):
     for variable in make(keras_hub.models).trainable_variables:
         *_, layer, kind = variable.path.split("/")
         if layer in expected and kind == "kernel":
-            found[layer] = selection.column_shape(variable.path, variable.shape)
+            found[layer] = column_shape(variable.path, variable.shape)
     assert found == expected
 
 
 def test_columns_of_other_variables():
-    assert selection.column_shape("conv/kernel", (3, 3, 4, 8)) == (3, 3, 4, 1)
-    assert selection.column_shape("query/bias", (2, 4)) == (2, 4)
-    assert selection.column_shape("embeddings", (30, 8)) == (30, 1)
-    assert selection.column_shape("scale", ()) == ()
+    assert column_shape("conv/kernel", (3, 3, 4, 8)) == (3, 3, 4, 1)
+    assert column_shape("query/bias", (2, 4)) == (2, 4)
+    assert column_shape("embeddings", (30, 8)) == (30, 1)
+    assert column_shape("scale", ()) == ()

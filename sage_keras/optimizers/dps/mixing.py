@@ -14,6 +14,7 @@ from keras import ops
 from sage_keras import arguments
 from sage_keras.annotations import Tensor, Variable
 from sage_keras.backend import has_value, replicated
+from sage_keras.optimizers.columns import column_shape
 from sage_keras.optimizers.dps import selection
 from sage_keras.optimizers.dps.partial import PartialTraining
 from sage_keras.paths import variable_path
@@ -28,8 +29,7 @@ class WeightMixing(PartialTraining):
     variable are drawn with the probability `drop_rate`. In the forward pass they are replaced by
     their initial weights, and the others are moved away so that the mean stays; in the backward
     pass their gradients are zero. A column is what one input of a layer is multiplied by, and is
-    shared by all outputs; `sage_keras.optimizers.dps.selection.column_shape` defines it for every
-    kernel.
+    shared by all outputs; `sage_keras.optimizers.columns.column_shape` defines it for every kernel.
 
     The optimizer itself keeps the true weights. Between two steps the model's variables hold the
     mixed ones, ready for the next forward pass, and so the model needs no change. Decay, clipping,
@@ -110,7 +110,7 @@ class WeightMixing(PartialTraining):
             for name in ("true_weight", "initial_weight")
         )
         self._column_shapes = [
-            selection.column_shape(variable_path(variable), variable.shape) if chosen else (0,)
+            column_shape(variable_path(variable), variable.shape) if chosen else (0,)
             for variable, chosen in zip(variables, self._chosen)
         ]
         sizes = [math.prod(shape) for shape in self._column_shapes]
@@ -129,9 +129,9 @@ class WeightMixing(PartialTraining):
 
     def _begin_step(self) -> None:
         """Puts the true weights into the model's variables, which the step updates."""
-        super()._begin_step()
         self.unmix()
         self._keep_initial_weights()
+        super()._begin_step()  # of which others see the true weights
 
     def _before_clipping(self, grads: list[Tensor], variables: list[Variable]) -> list[Tensor]:
         # The gradients at the mixed weights are those of the columns kept.

@@ -8,8 +8,7 @@ and its squared gradients add up to its score; in stage II the subnetwork of the
     mask      = score >= threshold                                 `thresholds.at_least`
 
 Mix scores by the drawn gradients alone, `score * frequency_factor`, and trains on the mixture of
-the weights with those of a fixed point, `mixed`. It draws whole columns; `column_shape` tells what
-is a column.
+the weights with those of a fixed point, `mixed`. It draws whole columns: see `columns`.
 
 Nothing here has state, and nothing knows of Keras variables or optimizers.
 
@@ -19,8 +18,6 @@ Reference:
 
 import fractions
 import math
-import re
-from collections.abc import Sequence
 
 from keras import ops
 
@@ -30,8 +27,6 @@ from sage_keras.annotations import Tensor
 LONGEST_STAGE = 2**30 - 1
 # The authors punish frequency only where a stage is long enough to tell columns apart.
 _SHORTEST_PENALIZED_STAGE = 50
-# EinsumDense kernels that project to (heads, head size). The authors' have the heads in one axis.
-_SPLIT_INTO_HEADS = r"(?:query|key|value)[^/]*/kernel$"
 
 
 def steps_per_stage(total_steps: int, update_ratio: float) -> int:
@@ -140,42 +135,6 @@ def mixed(weight: Tensor, target: Tensor, mask: Tensor, drop_rate: float) -> Ten
     """
     moved = ops.divide(ops.subtract(weight, ops.multiply(target, drop_rate)), 1.0 - drop_rate)
     return ops.where(mask, moved, target)
-
-
-def column_shape(path: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape of a mask that has one element for each column.
-
-    A column is what one input of a layer is multiplied by: all of a weight matrix's weights that
-    go from that input to the outputs. The last axis of Keras's kernels is an output, and the
-    others index inputs. Of the queries, keys and values of attention, whose kernels are of shape
-    `(inputs, heads, head size)`, or `(heads, inputs, head size)` as in Gemma, the axis of the heads
-    is an output as well. The elements of biases, vectors and scalars are columns by themselves.
-
-    Args:
-        path: String, the path of the variable.
-        shape: Tuple of integers, its shape.
-
-    Returns:
-        Tuple of integers that broadcasts to `shape`.
-
-    Example:
-
-    >>> column_shape("dense/kernel", (8, 32))
-    (8, 1)
-    >>> column_shape("attention/query/kernel", (8, 2, 4))
-    (8, 1, 1)
-    >>> column_shape("attention/attention_output/kernel", (2, 4, 8))
-    (2, 4, 1)
-    >>> column_shape("attention/query/bias", (2, 4))
-    (2, 4)
-    """
-    shape = tuple(shape)
-    if len(shape) < 2 or path.endswith("bias"):
-        return shape
-    if len(shape) == 3 and re.search(_SPLIT_INTO_HEADS, path):
-        # There are more inputs than heads.
-        return (shape[0], 1, 1) if shape[0] >= shape[1] else (1, shape[1], 1)
-    return (*shape[:-1], 1)
 
 
 def _decimal(number: float) -> fractions.Fraction:

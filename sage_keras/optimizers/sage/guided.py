@@ -11,19 +11,17 @@ from sage_keras import arguments
 from sage_keras import sensitivity as measure
 from sage_keras.annotations import Tensor, Variable
 from sage_keras.backend import to_dense
-from sage_keras.optimizers.base import VariableChoice, find_optimizers
+from sage_keras.optimizers.base import find_optimizers
+from sage_keras.optimizers.measured import SensitivityAverage
 
 # In half precision their 1 - beta_2 is lost: 0.999 rounds to 1.
 _NEED_FLOAT32_VARIABLES = ("Adam", "Nadam", "Lamb")
 
-_SLOT_DTYPES = ("float32", "bfloat16")
-# With more the average is off by more than 6e-5, and in bfloat16 by some 2 %.
-_LARGEST_BETA_3 = {"float32": 0.999, "bfloat16": 0.99}
 _SMALLEST_EPSILON = 2.0**-126  # the smallest normal float32; less is flushed to zero
 _LEAST_MEAN_SCALE = 0.1  # what steady gradients have saved up is not spent in one step
 
 
-class SensitivityGuided(VariableChoice):
+class SensitivityGuided(SensitivityAverage):
     """Mixin that guides a Keras optimizer by the sensitivity of each parameter (SAGE).
 
     Put it before a Keras optimizer in the list of bases, and that optimizer keeps its own rule
@@ -146,22 +144,11 @@ class SensitivityGuided(VariableChoice):
         guide: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, beta_3=beta_3, sensitivity_dtype=sensitivity_dtype, **kwargs)
         self.sensitivity_epsilon = arguments.number(
             "sensitivity_epsilon", sensitivity_epsilon, _SMALLEST_EPSILON, math.inf, "1e-12"
         )
         self.bias_correction = arguments.boolean("bias_correction", bias_correction)
-        self.sensitivity_dtype = arguments.choice(
-            "sensitivity_dtype", sensitivity_dtype, _SLOT_DTYPES
-        )
-        self.beta_3 = arguments.number(
-            "beta_3",
-            beta_3,
-            0.0,
-            _LARGEST_BETA_3[self.sensitivity_dtype],
-            "0.75",
-            high_included=True,
-        )
         self.calibrate = arguments.boolean("calibrate", calibrate)
         self.guide = arguments.boolean("guide", guide)
 
@@ -171,7 +158,6 @@ class SensitivityGuided(VariableChoice):
 
     def _add_slots(self, variables: list[Variable]) -> None:
         super()._add_slots(variables)
-        self._sensitivities = self._slots(variables, "sensitivity", self.sensitivity_dtype)
         self._mean_scales = [
             self._add_slot(
                 variable, "mean_scale", measure.compute_dtype(variable.dtype), (), "ones"
@@ -186,26 +172,22 @@ class SensitivityGuided(VariableChoice):
             grads = self._dense(grads, variables)
         return super()._before_clipping(grads, variables)
 
-    def _adjust(
-        self, gradient: Tensor, variable: Variable, learning_rate: Tensor
+    def _measured(self) -> list[bool]:
+        return [one or other for one, other in zip(super()._measured(), self._chosen)]
+
+    def _use_sensitivity(
+        self,
+        gradient: Tensor,
+        variable: Variable,
+        learning_rate: Tensor,
+        value: Tensor,
+        average: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Measures the variable's sensitivity, and scales its learning rate by it."""
-        index = self._get_variable_index(variable)
-        slot = self._sensitivities[index]
-        if slot is not None:
-            dense_gradient = to_dense(gradient)
-            dtype = measure.compute_dtype(variable.dtype)
-            value = measure.capped(
-                measure.sensitivity(ops.cast(variable, dtype), ops.cast(dense_gradient, dtype))
-            )
-            average = measure.moving_average(ops.cast(slot, dtype), value, self.beta_3)
-            average = measure.as_stored(average, self.sensitivity_dtype, index, self.iterations)
-            self.assign(slot, average)
-            if self.guide:
-                scale = self._scale(variable, value, ops.cast(average, dtype))
-                learning_rate = ops.multiply(learning_rate, scale)
-                gradient = dense_gradient
-        return super()._adjust(gradient, variable, learning_rate)
+        """Scales the variable's learning rate by its sensitivity."""
+        if self.guide:
+            learning_rate = ops.multiply(learning_rate, self._scale(variable, value, average))
+            gradient = to_dense(gradient)
+        return super()._use_sensitivity(gradient, variable, learning_rate, value, average)
 
     @property
     def guided_variables(self) -> list[Variable]:
