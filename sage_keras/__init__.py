@@ -12,6 +12,7 @@ from sage_keras.optimizers.patterns import (
     TRANSFORMER_MATRICES,
 )
 from sage_keras.optimizers.pruning.gradual import GradualPruning
+from sage_keras.optimizers.pruning.keep_zeros import KeepZeros
 from sage_keras.optimizers.pruning.platon import Platon, PrunedAdamW
 from sage_keras.optimizers.sage.guided import SensitivityGuided, guided_optimizers
 from sage_keras.optimizers.sage.sage import Sage, SageAdam, SageAdamax, SageSGD
@@ -30,6 +31,7 @@ __all__ = [
     "DPSDense",
     "DPSMix",
     "GradualPruning",
+    "KeepZeros",
     "LayerwiseAdamW",
     "LayerwiseLearningRate",
     "Mixout",

@@ -105,8 +105,8 @@ def compiled_loop(function: Callable[..., Any]) -> Callable[..., Any]:
     if keras.backend.backend() == "torch":
         import torch
 
-        opaque: Callable[..., Any] = torch.compiler.disable(function)
-        return opaque
+        disable: Any = torch.compiler.disable  # it has no types
+        return disable(function)
     if keras.backend.backend() != "jax":
         return function
     jitted: Callable[..., Any] = compiled(function)
@@ -328,14 +328,19 @@ def has_value(variable: Variable) -> bool:
     return value is not None and not (deleted is not None and deleted())
 
 
+def is_laid_out(variable: Variable) -> bool:
+    """Whether Keras lays a variable out over devices, or a copy of it on each."""
+    return isinstance(getattr(variable, "_layout", None), keras.distribution.TensorLayout)
+
+
 def replicated(tensor: Tensor, variable: Variable) -> Tensor:
     """A tensor of which every device has a copy, where Keras lays `variable` out over devices.
 
     Left to itself XLA may spread a small tensor, and then move whole variables to where that is.
     """
-    layout = getattr(variable, "_layout", None)
-    if not isinstance(layout, keras.distribution.TensorLayout):
+    if not is_laid_out(variable):
         return tensor
+    layout = variable._layout
     whole = keras.distribution.TensorLayout([None] * len(tensor.shape), layout.device_mesh)
     return keras.distribution.distribute_tensor(tensor, whole)
 
@@ -345,10 +350,10 @@ def slot_layout(variable: Variable, shape: Sequence[int]) -> Any:
 
     One of another number of axes is on every device.
     """
-    layout = getattr(variable, "_layout", None)
+    layout: Any = getattr(variable, "_layout", None)
     if tuple(shape) == tuple(variable.shape):
         return layout
-    if not isinstance(layout, keras.distribution.TensorLayout):
+    if not is_laid_out(variable):
         return None
     axes = [None] * len(shape)
     if len(shape) == len(variable.shape):

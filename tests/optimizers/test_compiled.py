@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from modes import BACKEND, Runner
 
-from sage_keras import Sage, SageAdam, SageSGD
+from sage_keras import Platon, Sage, SageAdam, SageSGD
 
 pytestmark = pytest.mark.skipif(BACKEND == "torch", reason="torch has no XLA")
 
@@ -124,3 +124,13 @@ def test_fifty_steps_compile_once(name):
     for step in range(50):
         runner.step([np.full((3, 2), np.sin(step), "float32")])
     assert runner.compilations == 1
+
+
+@pytest.mark.parametrize("name", ["confidence", "magnitude"])
+def test_pruning_reads_and_writes_each_array_once(name):
+    """Masks are applied where the update is written, and the choice of weights is in a branch."""
+    optimizer = Platon(total_steps=1000, score=name)
+    found = instructions(optimized_hlo(optimizer))
+    own = {"confidence": 2, "magnitude": 0}[name]  # the averages
+    assert found.count("fusion") == 3 + own
+    assert set(found) == {"fusion", "parameter", "get-tuple-element"}

@@ -9,7 +9,7 @@ from keras import ops
 from sage_keras import arguments, scores, thresholds
 from sage_keras import sensitivity as measure
 from sage_keras.annotations import Tensor, Variable
-from sage_keras.backend import cond, has_value, is_concrete
+from sage_keras.backend import cond, has_value, is_concrete, is_laid_out
 from sage_keras.optimizers.measured import SensitivityAverage
 from sage_keras.optimizers.patterns import is_weight_matrix
 from sage_keras.optimizers.pruning import pattern as groups
@@ -260,7 +260,7 @@ class GradualPruning(SensitivityAverage):
     def _add_slots(self, variables: list[Variable]) -> None:
         super()._add_slots(variables)
         own = {"confidence": "uncertainty", "movement": "movement", "fisher": "fisher"}
-        self._masks = self._pruned_slots(variables, "mask", "bool", "ones")
+        self._pruning_masks = self._pruned_slots(variables, "mask", "bool", "ones")
         self._own_scores = (
             self._pruned_slots(variables, own[self.score], "float32")
             if self.score in own
@@ -299,7 +299,7 @@ class GradualPruning(SensitivityAverage):
             if hidden is not None:
                 variable = self._trainable_variables[index]
                 weights = [ops.convert_to_tensor(one) for one in (variable, hidden)]
-                self.assign(variable, ops.where(self._mask(index), *weights))
+                self.assign(variable, ops.where(self._pruning_mask(index), *weights))
 
     def _before_clipping(self, grads: list[Tensor], variables: list[Variable]) -> list[Tensor]:
         if self.score not in scores.WITHOUT_DATA:
@@ -346,7 +346,7 @@ class GradualPruning(SensitivityAverage):
         super()._end_step(updated)
         due = ops.logical_and(updated, self._is_due())
         indices = self._indices()
-        masks = [self._mask(index) for index in indices]
+        masks = [self._pruning_mask(index) for index in indices]
         # The model's variables, and the averages of EMA that take their place.
         masked = [(at, self._trainable_variables[index]) for at, index in enumerate(indices)]
         if self.use_ema:
@@ -358,9 +358,11 @@ class GradualPruning(SensitivityAverage):
                 self.assign(self._hidden[index], ops.copy(weight))
         # In this form the masks that stay are applied where XLA writes the update, and a step that
         # takes no masks reads and writes no weight once more.
+        shown = [
+            ops.logical_or(masks[at], self._after_scores(due, i)) for at, i in enumerate(indices)
+        ]
         values = [
-            ops.where(ops.logical_or(masks[at], due), proposal, 0.0)
-            for (at, _), proposal in zip(masked, proposals)
+            ops.where(shown[at], proposal, 0.0) for (at, _), proposal in zip(masked, proposals)
         ]
 
         def take() -> list[Tensor]:
@@ -369,9 +371,24 @@ class GradualPruning(SensitivityAverage):
             return [*taken, *zeroed]
 
         results = cond(due, take, lambda: [*masks, *values])
-        targets = [self._masks[index] for index in indices] + [variable for _, variable in masked]
+        targets = [self._pruning_masks[index] for index in indices] + [
+            variable for _, variable in masked
+        ]
         for variable, value in zip(targets, results):
             self.assign(variable, value)
+
+    def _after_scores(self, due: Tensor, index: int) -> Tensor:
+        """`due`, which XLA knows no sooner than the scores of a variable.
+
+        Else it might overwrite the weights before they are read for the scores, and copies them.
+        """
+        slot = self._own_scores[index]
+        slot = self._sensitivities[index] if slot is None else slot
+        if slot is None or is_laid_out(slot):  # one element would have to go to all devices
+            return due
+        first = ops.convert_to_tensor(slot)[(0,) * len(slot.shape)]
+        never = ops.equal(first, float("-inf"))
+        return ops.logical_and(due, ops.logical_not(never))
 
     def _is_due(self) -> Tensor:
         """Whether masks are taken at the end of the step that `iterations` counts last."""
@@ -429,8 +446,8 @@ class GradualPruning(SensitivityAverage):
     def _indices(self) -> list[int]:
         return [index for index, pruned in enumerate(self._pruned) if pruned] if self.built else []
 
-    def _mask(self, index: int) -> Tensor:
-        return ops.cast(self._masks[index], "bool")
+    def _pruning_mask(self, index: int) -> Tensor:
+        return ops.cast(self._pruning_masks[index], "bool")
 
     # What users look at.
 
@@ -464,18 +481,18 @@ class GradualPruning(SensitivityAverage):
                 f"Argument `variable` must be one that this optimizer {instead}. "
                 f"Received: variable={variable_path(variable)}"
             )
-        return self._mask(index)
+        return self._pruning_mask(index)
 
     def _kept_counts(self) -> list[Tensor]:
         """How many weights of each pruned variable are kept."""
-        return [ops.sum(ops.cast(self._mask(index), "int32")) for index in self._indices()]
+        return [ops.sum(ops.cast(self._pruning_mask(index), "int32")) for index in self._indices()]
 
     def _kept(self) -> list[int]:
         return [int(ops.convert_to_numpy(count)) for count in self._kept_counts()]
 
     def _readable(self) -> bool:
         """Whether the masks can be read: not inside of what is traced, or lost by JAX."""
-        held = all(has_value(one) for one in self._masks if one is not None)
+        held = all(has_value(one) for one in self._pruning_masks if one is not None)
         return held and all(map(is_concrete, self._kept_counts()))
 
     def _own_settings(self) -> dict[str, Any]:
