@@ -5,7 +5,7 @@ import functools
 import keras
 import numpy as np
 
-from sage_keras import DPSDense, DPSMix, Sage
+from sage_keras import DPSDense, DPSMix, Sage, SparseAdamW
 
 STEPS, BATCH_SIZE, INPUTS, HIDDEN, OUTPUTS = 20, 16, 16, 32, 8
 LEARNING_RATE = 1e-2
@@ -15,8 +15,10 @@ OPTIMIZERS = {
     "calibrated Sage": functools.partial(Sage, LEARNING_RATE, calibrate=True),
     "DPSDense": functools.partial(DPSDense, LEARNING_RATE, stage_steps=3),
     "DPSMix": functools.partial(DPSMix, LEARNING_RATE, stage_steps=3, seed=0),
+    "SparseAdamW": functools.partial(SparseAdamW, LEARNING_RATE, fraction=0.1, selection_steps=4),
 }
-OURS = tuple(name for name in OPTIMIZERS if name != "AdamW")
+# Those that train all weights, so that the same can be said of their steps.
+OURS = tuple(name for name in OPTIMIZERS if name not in ("AdamW", "SparseAdamW"))
 
 
 def data():
