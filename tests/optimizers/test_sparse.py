@@ -267,11 +267,9 @@ def test_gradients_that_are_missing_or_not_finite_choose_nothing():
     nan = keras.ops.array([float("nan"), 1.0, 3.0, float("inf")])
     with pytest.warns(UserWarning, match="Gradients do not exist"):
         for _ in range(3):
-            if int(optimizer.iterations) == 0 and not optimizer.is_selecting and optimizer.built:
-                nan = keras.ops.ones((4,))
             optimizer.apply([nan, None], [first, second])
     assert to_numpy(optimizer.chosen_positions["first"]).tolist() == [2]
-    np.testing.assert_allclose(to_numpy(first), [1.0, 1.0, 0.9, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(to_numpy(first), [1.0, 1.0, 0.9, 1.0], rtol=1e-5)
     assert to_numpy(second).tolist() == [1.0] * 4
 
 
@@ -323,7 +321,7 @@ OTHERS = {
     "a dict of scores": ({"scores": scores()}, "is of scores='gradient', this optimizer has"),
     "include": (
         {"include": ["weight_[0-2]"]},
-        "position of weight_3, which this optimizer has not",
+        r"shape \(1,\) for momentum of weight_3, here it is",
     ),
 }
 
