@@ -68,8 +68,8 @@ class SparseFineTuning(VariableChoice):
     - `keras.callbacks.SwapEMAWeights` does not reach the model's variables. `use_ema` works, and
       at the end of `fit` the averages are in the model.
     - Under `tf.distribute` the gradients of the first replica choose.
-    - The learning rate that works is that of LoRA rather than that of full fine-tuning: some ten
-      times as high at 1 %.
+    - Fewer weights need larger steps: try higher learning rates than for full fine-tuning, as
+      with LoRA.
 
     Args:
         *args: Positional arguments of the base optimizer.
@@ -267,7 +267,7 @@ class SparseFineTuning(VariableChoice):
                 trainable=False,
                 aggregation="only_first_replica",
                 layout=slot_layout(variable, (count,)),
-                name=name,
+                name=name.replace(":", "_"),  # of a raw `tf.Variable`
             )
         self._track_variable(stand_in)
         self._note_slot(variable, "value")
