@@ -182,6 +182,105 @@ def take_back(variables: Sequence[Variable], before: Sequence[Tensor], finite: T
     tf.distribute.get_replica_context().merge_call(on_all_devices, args=(native, before, finite))
 
 
+def outside_of_graphs() -> Any:
+    """A scope in which TensorFlow computes at once, where it traces a function around it too."""
+    if keras.backend.backend() != "tensorflow":
+        return contextlib.nullcontext()
+    import tensorflow as tf
+
+    return tf.init_scope()
+
+
+def positions_of(mask: Tensor, count: int) -> Tensor:
+    """Where a mask is true.
+
+    Args:
+        mask: Boolean tensor, true `count` times.
+        count: Integer, which makes the shape of the result known before the mask is.
+
+    Returns:
+        Int32 tensor of the shape `(count,)`, the positions row by row, in ascending order.
+    """
+    mask = ops.reshape(mask, (-1,))
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax.numpy as jnp
+
+        return jnp.nonzero(mask, size=count)[0].astype("int32")
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.ensure_shape(tf.cast(tf.where(mask)[:count, 0], "int32"), (count,))
+    return ops.cast(mask.nonzero()[:, 0], "int32")
+
+
+def take_at(tensor: Tensor, positions: Tensor) -> Tensor:
+    """The elements of a tensor at some positions.
+
+    It is indexed axis by axis: a reshaped tensor XLA would bring together from all devices.
+
+    Args:
+        tensor: Tensor or variable.
+        positions: Int32 tensor of one axis, the positions row by row.
+
+    Returns:
+        Tensor of the shape of `positions`.
+    """
+    tensor, indices = _indexed(tensor, positions)
+    if keras.backend.backend() != "tensorflow":
+        return tensor[tuple(indices)]
+    import tensorflow as tf
+
+    return tf.gather_nd(tensor, tf.stack(indices, axis=-1))
+
+
+def put_at(
+    variables: Sequence[Variable], positions: Sequence[Tensor], values: Sequence[Tensor]
+) -> None:
+    """Gives variables new values at some positions, and leaves every other bit.
+
+    Args:
+        variables: List of variables.
+        positions: List of int32 tensors of one axis, each position once.
+        values: List of tensors of the shapes of `positions`.
+    """
+    if not _replicated():
+        for variable, where, value in zip(variables, positions, values):
+            _put_at(variable, where, value)
+        return
+    import tensorflow as tf
+
+    def on_all_devices(distribution: Any, native: Any, positions: Any, values: Any) -> None:
+        for variable, *arguments in zip(native, positions, values):
+            distribution.extended.update(variable, _put_at, args=arguments, group=False)
+
+    # A replica's assignment would be averaged over all, and a mean may differ in its last bit.
+    native = [getattr(variable, "value", variable) for variable in variables]
+    context = tf.distribute.get_replica_context()
+    context.merge_call(on_all_devices, args=(native, positions, values))
+
+
+def _put_at(variable: Variable, positions: Tensor, values: Tensor) -> None:
+    tensor, indices = _indexed(variable, positions)
+    values = ops.cast(values, tensor.dtype)
+    if keras.backend.backend() == "torch":
+        import torch
+
+        with torch.no_grad():
+            tensor[tuple(indices)] = values  # in place: a view of what the variable holds
+        return
+    tensor = ops.scatter_update(tensor, ops.stack(indices, axis=-1), values)
+    variable.assign(ops.reshape(tensor, variable.shape))
+
+
+def _indexed(tensor: Tensor, positions: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+    """A tensor of at least one axis, and the positions by axis."""
+    tensor = ops.convert_to_tensor(tensor)
+    if len(tensor.shape) < 2:
+        return ops.reshape(tensor, (-1,)), [positions]
+    return tensor, ops.unravel_index(positions, tuple(tensor.shape))
+
+
 def _replicated() -> bool:
     """Whether this is one of several replicas of tf.distribute, which share their variables."""
     if keras.backend.backend() != "tensorflow":
@@ -247,14 +346,19 @@ def replicated(tensor: Tensor, variable: Variable) -> Tensor:
 
 
 def slot_layout(variable: Variable, shape: Sequence[int]) -> Any:
-    """How to lay out, over devices, a slot that broadcasts to a variable: as the variable is."""
+    """How to lay out, over devices, a slot that broadcasts to a variable: as the variable is.
+
+    One of another number of axes is on every device.
+    """
     layout: Any = getattr(variable, "_layout", None)
     if tuple(shape) == tuple(variable.shape):
         return layout
     if not is_laid_out(variable):
         return None
-    sizes = zip(layout.axes, shape, variable.shape)
-    axes = [axis if size == whole else None for axis, size, whole in sizes]
+    axes = [None] * len(shape)
+    if len(shape) == len(variable.shape):
+        sizes = zip(layout.axes, shape, variable.shape)
+        axes = [axis if size == whole else None for axis, size, whole in sizes]
     return keras.distribution.TensorLayout(axes, layout.device_mesh)
 
 

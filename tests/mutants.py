@@ -287,6 +287,42 @@ MUTANTS = [
         "variables = [*self.variables]",
         "optimizers/test_nonfinite.py",
     ),
+    # Sparse fine-tuning.
+    Mutant(
+        "weights move while the weights to train are being chosen",
+        "optimizers/sparse/fine_tuning.py",
+        "        if chosen:\n            super()._step(grads, variables)",
+        "        super()._step(grads, variables)",
+        "optimizers/test_sparse.py",
+    ),
+    Mutant(
+        "the last step's gradients choose, not the largest of all",
+        "optimizers/sparse/fine_tuning.py",
+        'ops.maximum(take_at(score, old), ops.cast(best, "float32"))',
+        "take_at(score, old)",
+        "optimizers/test_sparse.py",
+    ),
+    Mutant(
+        "weights that were set between two steps are lost",
+        "optimizers/sparse/fine_tuning.py",
+        "new = ops.where(ops.equal(ops.cast(value, held.dtype), held), value, new)",
+        "new = value",
+        "optimizers/test_sparse.py",
+    ),
+    Mutant(
+        "of equal scores the last are taken",
+        "optimizers/sparse/choice.py",
+        "[: count - mask.sum()]",
+        "[mask.sum() - count :]",
+        "optimizers/test_sparse.py",
+    ),
+    Mutant(
+        "the free child's gradients keep their size",
+        "optimizers/sparse/child_tuning.py",
+        "ops.divide(gradient, self.fraction)",
+        "gradient",
+        "optimizers/test_child_tuning.py",
+    ),
     # DPS and Mixout.
     Mutant(
         "scores go on from one cycle to the next",

@@ -26,6 +26,7 @@ from sage_keras import Sage
         "_apply_weight_decay",  # layerwise.py: the decay at the rates of the layers
         "_use_weight_decay",
         "_get_current_learning_rate",
+        "_track_variable",  # fine_tuning.py: vectors of chosen weights, at paths of their own
     ],
 )
 def test_optimizers_still_have(name):
@@ -73,6 +74,14 @@ def test_filter_empty_gradients_is_called_with_gradients_and_variables():
 def test_add_variable_takes_dtype_and_layout():
     parameters = inspect.signature(keras.optimizers.AdamW.add_variable).parameters
     assert {"shape", "dtype", "layout", "name"} <= set(parameters)
+
+
+def test_a_name_scope_still_overrides_those_around_it():
+    """fine_tuning.py: a vector of chosen weights is at the path of its variable."""
+    with keras.name_scope("optimizer"), keras.name_scope("layer", override_parent="model"):
+        assert keras.Variable([1.0], name="kernel").path == "model/layer/kernel"
+    with keras.name_scope("optimizer"), keras.name_scope("", override_parent=""):
+        assert keras.Variable([1.0], name="weight").path.strip("/") == "weight"
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="only JAX shards by layout")

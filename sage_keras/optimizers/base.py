@@ -6,6 +6,7 @@ the mixins of one class act one after the other, in the order of the bases:
     _frozen(variables)              which variables shall not exist for the optimizer
     _without_frozen(grads, ...)     what is left of the arguments of `apply`
     _prepare(variables)             checks and choices, before anything is made
+    _stand_ins(variables)           what the rest of the optimizer has in the place of variables
     _add_slots(variables)           the mixin's own optimizer variables
     _begin_step(), _end_step(...)   what surrounds Keras's `apply`
     _before_clipping(grads, ...)    changes all gradients, before Keras scales and clips them
@@ -105,6 +106,7 @@ class OptimizerMixin(_Optimizer):
         trained = [variable for variable, no in zip(variables, frozen) if not no]
         self._prepare(trained)
         self._names.note(variables, frozen, [self._var_key(variable) for variable in variables])
+        trained = self._stand_ins(trained)
         super().build(trained)
         self._skipped: Variable = None
         if self.on_nonfinite == "skip":
@@ -130,6 +132,7 @@ class OptimizerMixin(_Optimizer):
         dtype: str,
         shape: tuple[int, ...] | None = None,
         initializer: Any = "zeros",
+        aggregation: str = "none",
     ) -> Variable:
         """Creates a slot of a variable with a dtype, and perhaps a shape, of its own."""
         # add_variable_from_reference would take the variable's dtype, and not let us choose.
@@ -139,6 +142,7 @@ class OptimizerMixin(_Optimizer):
                 shape=shape,
                 initializer=initializer,
                 dtype=dtype,
+                aggregation=aggregation,
                 layout=slot_layout(variable, shape),
                 name=f"{re.sub('[/:]', '_', variable_path(variable))}_{name}",
             )
@@ -155,6 +159,10 @@ class OptimizerMixin(_Optimizer):
 
     def _prepare(self, variables: list[Variable]) -> None:
         """Hook: checks and chooses among the variables, before anything is made."""
+
+    def _stand_ins(self, variables: list[Variable]) -> list[Variable]:
+        """Hook: the variables that the rest of the optimizer has in the place of the model's."""
+        return variables
 
     def _add_slots(self, variables: list[Variable]) -> None:
         """Hook: creates the mixin's own slots, after those of `super()`."""
@@ -181,11 +189,15 @@ class OptimizerMixin(_Optimizer):
                 return self._step(grads, trainable_variables)
             self._skipped.assign_add(1)
             return None
+        self._step_if(finite, lambda: self._step(grads, trainable_variables))
+        self._skipped.assign_add(ops.cast(ops.logical_not(finite), self._skipped.dtype))
+
+    def _step_if(self, condition: Tensor, step: Callable[[], None]) -> None:
+        """Makes a step, and takes it back unless a condition holds that is not known yet."""
         variables = [*self._trainable_variables, *self.variables]
         before = [ops.copy(ops.convert_to_tensor(variable)) for variable in variables]
-        self._step(grads, trainable_variables)
-        take_back(variables, before, finite)
-        self._skipped.assign_add(ops.cast(ops.logical_not(finite), self._skipped.dtype))
+        step()
+        take_back(variables, before, condition)
 
     def _step(self, grads: Sequence[Tensor], variables: Sequence[Variable] | None) -> None:
         before = ops.copy(self.iterations)  # torch counts in place

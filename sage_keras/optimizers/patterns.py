@@ -32,6 +32,14 @@ TRANSFORMER_MATRICES = (
     r"(?:^|/)(?:o_proj|pooled_dense|pooler|logits|head|classifier|predictions)/kernel$",
 )
 
+# The biases, those of normalisation too, and the head and pooler of keras-hub's classifiers: what
+# BitFit trains. Made factors of `LayerwiseAdamW`, with 0 for the rest, the rest has no state:
+#
+#     learning_rate_multipliers = dict.fromkeys(BIASES_AND_HEAD, 1.0) | {"": 0.0}
+BIASES_AND_HEAD = (
+    r"(?:^|/)(?:bias|beta)$",
+    r"(?:^|/)(?:pooled_dense|logits|head|classifier|predictions)/",
+)
 _EMBEDDINGS = re.compile(r"embedding[^/]*$")  # a table of rows, or its reverse
 
 

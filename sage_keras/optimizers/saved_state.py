@@ -32,7 +32,7 @@ KEY = "format"  # beside "0", "1", ..., the variables
 # Keras's own arguments that decide which slots there are; those of the mixins come from them.
 _KERAS_SETTINGS = ("amsgrad", "centered", "momentum", "use_ema", "gradient_accumulation_steps")
 # A change of these is a change of what is stored, if not of what it is called.
-_SAME_SETTINGS = ("sensitivity_dtype", "pattern")
+_SAME_SETTINGS = ("sensitivity_dtype", "scores", "pattern")
 # Not a matter of the weights: they may come and go.
 _MAY_BE_MISSING = ("learning_rate", "skipped_steps")
 _KINDS = {"format": int, "optimizer": str, "settings": dict, "variables": list}

@@ -205,3 +205,23 @@ def test_a_saved_run_goes_on_with_other_devices(tmp_path):
     again = keras.saving.load_model(tmp_path / "model.keras")
     jobs.fit(again, x[half:], y[half:])
     jobs.assert_equal(again.get_weights(), jobs.weights_of_one_device("Sage"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_chosen_weights_train_as_on_one_device_and_no_other_bit_changes(layout):
+    single = jobs.fit(jobs.compiled("SparseAdamW"), *jobs.data())
+    start = jobs.make_model().get_weights()
+    with make_distribution(layout).scope():
+        model = jobs.fit(jobs.compiled("SparseAdamW"), *jobs.data())
+    assert int(model.optimizer.iterations) == jobs.STEPS - 4
+    jobs.assert_equal(model.get_weights(), single.get_weights())
+    pairs = zip(model.trainable_variables, single.optimizer.chosen_positions.values(), strict=True)
+    for (variable, chosen), before in zip(pairs, start, strict=True):
+        positions = model.optimizer.chosen_positions[variable.path]
+        np.testing.assert_array_equal(positions, chosen)
+        moved = np.flatnonzero(np.asarray(variable).ravel() != before.ravel())
+        assert moved.tolist() == np.asarray(chosen).tolist()
+    laid_out = {variable.path: variable.value.sharding for variable in model.trainable_variables}
+    for slot in model.optimizer.variables:  # vectors of a few weights: every device has them all
+        assert slot.value.sharding.is_fully_replicated, slot.path
+    assert layout == "data" or not all(one.is_fully_replicated for one in laid_out.values())

@@ -5,7 +5,7 @@ import functools
 import keras
 import numpy as np
 
-from sage_keras import DPSDense, DPSMix, Platon, Sage
+from sage_keras import DPSDense, DPSMix, Platon, Sage, SparseAdamW
 
 STEPS, BATCH_SIZE, INPUTS, HIDDEN, OUTPUTS = 20, 16, 16, 32, 8
 LEARNING_RATE = 1e-2
@@ -16,8 +16,10 @@ OPTIMIZERS = {
     "DPSDense": functools.partial(DPSDense, LEARNING_RATE, stage_steps=3),
     "DPSMix": functools.partial(DPSMix, LEARNING_RATE, stage_steps=3, seed=0),
     "Platon": functools.partial(Platon, LEARNING_RATE, begin_step=2, end_step=12, update_freq=3),
+    "SparseAdamW": functools.partial(SparseAdamW, LEARNING_RATE, fraction=0.1, selection_steps=4),
 }
-OURS = tuple(name for name in OPTIMIZERS if name != "AdamW")
+# Those that train all weights, so that the same can be said of their steps.
+OURS = tuple(name for name in OPTIMIZERS if name not in ("AdamW", "SparseAdamW"))
 
 
 def data():

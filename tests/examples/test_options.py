@@ -4,6 +4,7 @@ import distributed_jax
 import finetune_dps
 import finetune_glue
 import finetune_lora
+import finetune_sparse
 import finetune_text
 import finetune_tfhub
 import pytest
@@ -23,6 +24,7 @@ EXAMPLES = [
     finetune_dps,
     finetune_glue,
     finetune_lora,
+    finetune_sparse,
     finetune_text,
     finetune_tfhub,
     resume_training,
@@ -50,7 +52,7 @@ def test_quick_gives_way_to_what_is_passed(example, tmp_path):
     if "epochs" in example.QUICK:
         passed += ["--epochs", "13"]
         assert example.parse_arguments(passed).epochs == 13
-    if example is not finetune_dps:  # which has seeds
+    if example not in (finetune_dps, finetune_sparse):  # which have seeds
         assert example.parse_arguments(passed).seed == 3
     assert example.parse_arguments(passed).output == tmp_path
 

@@ -1,0 +1,135 @@
+"""Which weights train: what follows from scores that are passed, in NumPy.
+
+Of equal scores those that come first are taken: in the order of the variables, and within a
+variable row by row.
+"""
+
+import fractions
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sage_keras import arguments
+from sage_keras.annotations import Arrays
+from sage_keras.scores import WITHOUT_DATA, to_numpy
+
+BY_GRADIENTS = ("gradient", "sensitivity")
+NAMES = (*BY_GRADIENTS, *WITHOUT_DATA)
+_OF_A_CONFIGURATION = {"fingerprint", "counts"}
+
+
+class Scores:
+    """The argument `scores`: a name, arrays by path, or what a configuration keeps of arrays."""
+
+    def __init__(self, scores: Any) -> None:
+        self.name: str | None = None
+        self.arrays: Arrays | None = None  # until the optimizer is built
+        self.fingerprint: int | None = None
+        self.counts: list[int] | None = None  # by variable, where one threshold is for all
+        if isinstance(scores, str):
+            self.name = arguments.choice("scores", scores, NAMES)
+        elif not isinstance(scores, dict) or not scores:
+            listed = ", ".join(f'"{name}"' for name in NAMES)
+            raise ValueError(
+                f"Argument `scores` must be {listed} or a dict of variable path to array. "
+                f"Received: scores={scores!r} (of type {type(scores).__name__})"
+            )
+        elif set(scores) == _OF_A_CONFIGURATION:
+            self.fingerprint, self.counts = scores["fingerprint"], scores["counts"]
+        else:
+            self.arrays = {path: _finite(path, array) for path, array in scores.items()}
+            self.fingerprint = _checksum(self.arrays)
+
+    @property
+    def by_gradients(self) -> bool:
+        """Whether the first steps' gradients choose: a configuration alone has no scores."""
+        return self.name in BY_GRADIENTS or (self.name is None and self.arrays is None)
+
+    def described(self) -> Any:
+        """The argument as JSON can hold it."""
+        return self.name or {"fingerprint": self.fingerprint, "counts": self.counts}
+
+    def of(self, paths: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        """The scores of variables, which must be there and fit; none need be of these."""
+        arrays = self.arrays or {}
+        missing = [path for path in paths if path not in arrays]
+        if missing:
+            raise ValueError(
+                "Argument `scores` lacks variables of which a share shall train. Pass a score for "
+                "each, or leave them out with `include` or `exclude`. It has no scores for:"
+                f"{arguments.listed(missing)}\nand has those of:{arguments.listed(list(arrays))}"
+            )
+        for path, shape in zip(paths, shapes):
+            if arrays[path].shape != shape:
+                raise ValueError(
+                    f"Argument `scores` has an array of the shape {arrays[path].shape} for "
+                    f"{path!r}, where the variable has {shape}."
+                )
+        return [arrays[path] for path in paths]
+
+
+def count(size: int, fraction: float) -> int:
+    """How many of `size` weights are the share `fraction`, rounded up, in decimal arithmetic.
+
+    Example:
+
+    >>> count(10, 0.05), count(100, 0.29), count(7, 1.0)
+    (1, 29, 7)
+    """
+    return math.ceil(size * fractions.Fraction(str(fraction)))
+
+
+def best(scores: Sequence[np.ndarray], fraction: float, scope: str) -> list[np.ndarray]:
+    """The positions of the largest scores, row by row, in ascending order.
+
+    Args:
+        scores: List of arrays without NaNs.
+        fraction: Float above 0 and at most 1, the share that is taken.
+        scope: `"variable"` for this share of each array, or `"global"` of all together.
+
+    Returns:
+        List of int32 arrays.
+
+    Example:
+
+    >>> scores = [np.array([1.0, 4.0, 4.0]), np.array([[5.0, 0.5, 0.5]])]
+    >>> [one.tolist() for one in best(scores, 0.3, "variable")]
+    [[1], [0]]
+    >>> [one.tolist() for one in best(scores, 0.5, "global")]
+    [[1, 2], [0]]
+    """
+    if scope == "variable":
+        return [_best(one.reshape(-1), count(one.size, fraction)) for one in scores]
+    whole = np.concatenate([one.reshape(-1) for one in scores])
+    taken = _best(whole, count(whole.size, fraction))
+    ends = np.cumsum([one.size for one in scores])
+    parts = np.split(taken, np.searchsorted(taken, ends[:-1]))
+    return [(part - end + one.size).astype("int32") for part, end, one in zip(parts, ends, scores)]
+
+
+def _best(scores: np.ndarray, count: int) -> np.ndarray:
+    threshold = np.partition(scores, scores.size - count)[scores.size - count]
+    mask = scores > threshold
+    mask[np.flatnonzero(scores == threshold)[: count - mask.sum()]] = True
+    return np.flatnonzero(mask).astype("int32" if scores.size < 2**31 else "int64")
+
+
+def _finite(path: Any, scores: Any) -> np.ndarray:
+    array = to_numpy(scores)
+    if not np.isfinite(array).all():
+        raise ValueError(
+            f"Argument `scores` has values for {path!r} that are not finite, and cannot be ranked. "
+            "Measure on data that give a finite loss."
+        )
+    return array
+
+
+def _checksum(arrays: Arrays) -> int:
+    checksum = 0
+    for path in sorted(arrays):
+        data = np.ascontiguousarray(arrays[path]).reshape(-1).view("uint8").data
+        checksum = zlib.crc32(data, checksum)
+    return checksum
