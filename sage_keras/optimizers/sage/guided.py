@@ -62,7 +62,7 @@ class SensitivityGuided(VariableChoice):
     - With `calibrate=True` the mean of `s` is about 1, and the learning rate that works is that of
       the base. `s` is divided by its mean over the variable and over the steps so far, the first
       and the present one left out, which counts as 0.1 at least. So `s` may reach ten times the
-      bound above.
+      bound above. Of variables with more than 16,384 weights the mean is that of a regular sample.
 
     Args:
         *args: Positional arguments of the base optimizer.
@@ -195,16 +195,16 @@ class SensitivityGuided(VariableChoice):
         if slot is not None:
             dense_gradient = to_dense(gradient)
             dtype = measure.compute_dtype(variable.dtype)
-            value = measure.capped(
-                measure.sensitivity(ops.cast(variable, dtype), ops.cast(dense_gradient, dtype))
-            )
-            average = measure.moving_average(ops.cast(slot, dtype), value, self.beta_3)
+            arrays = [ops.cast(one, dtype) for one in (variable, dense_gradient, slot)]
+            value, average = self._measured(*arrays)
             average = measure.as_stored(average, self.sensitivity_dtype, index, self.iterations)
-            self.assign(slot, average)
             if self.guide:
                 scale = self._scale(variable, value, ops.cast(average, dtype))
+                if self.calibrate:
+                    scale = self._calibrated(variable, scale, arrays)
                 learning_rate = ops.multiply(learning_rate, scale)
                 gradient = dense_gradient
+            self.assign(slot, average)  # last: torch changes it in place, and `arrays` with it
         return super()._adjust(gradient, variable, learning_rate)
 
     @property
@@ -276,8 +276,7 @@ class SensitivityGuided(VariableChoice):
 
         The place to override for a scale that needs the variable, or state of its own.
         """
-        scale = self._scale_of(value, average, self.iterations + 1)
-        return self._calibrated(variable, scale) if self.calibrate else scale
+        return self._scale_of(value, average, self.iterations + 1)
 
     def _scale_of(self, value: Tensor, average: Tensor, step: Tensor) -> Tensor:
         """The scale of each element, from its sensitivity and moving average at a step.
@@ -290,16 +289,28 @@ class SensitivityGuided(VariableChoice):
             smoothed = measure.bias_corrected(smoothed, self.beta_3, ops.cast(step, value.dtype))
         return measure.learning_rate_scale(value, smoothed, self.sensitivity_epsilon)
 
-    def _calibrated(self, variable: Variable, scale: Tensor) -> Tensor:
+    def _measured(self, weight: Tensor, gradient: Tensor, average: Tensor) -> tuple[Tensor, Tensor]:
+        """The sensitivity, and its moving average with it."""
+        value = measure.capped(measure.sensitivity(weight, gradient))
+        return value, measure.moving_average(average, value, self.beta_3)
+
+    def _calibrated(self, variable: Variable, scale: Tensor, arrays: list[Tensor]) -> Tensor:
         """The scale divided by its mean so far, to which this step's is then added.
 
         The first step's does not count: it is the same for all weights, whatever they are.
         """
         slot = self._mean_scales[self._get_variable_index(variable)]
         mean = ops.convert_to_tensor(slot)  # 1 as long as none has counted
-        calibrated = ops.divide(scale, ops.maximum(mean, _LEAST_MEAN_SCALE))
+        # A sample of what the step begins with, and not of the scale: for that XLA stores the new
+        # average first, and reads everything a second time for the update.
+        value, average = self._measured(*map(measure.sample, arrays))
+        now = ops.mean(self._scale_of(value, average, self.iterations + 1))
+        # `now` is never negative: this has XLA take the sample before it overwrites in place what
+        # the sample is of, so that it needs no copy.
+        divisor = ops.maximum(ops.where(ops.less(now, 0), now, mean), _LEAST_MEAN_SCALE)
+        calibrated = ops.divide(scale, divisor)
         count = ops.cast(self.iterations, scale.dtype)
-        self.assign(slot, measure.running_mean(mean, ops.mean(scale), count))
+        self.assign(slot, measure.running_mean(mean, now, count))
         return calibrated
 
 
