@@ -11,7 +11,7 @@ import statistics
 import subprocess
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-PACKAGES = ("keras", "keras-hub", "tensorflow", "jax", "torch", "optax", "numpy")
+PACKAGES = ("keras", "keras-hub", "tensorflow", "jax", "libtpu", "torch", "optax", "numpy")
 
 # Vocabulary, width, layers, inner width, positions.
 ENCODERS = {
