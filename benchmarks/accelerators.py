@@ -10,7 +10,6 @@ compiled by the same versions, is not compiled again.
 
 import argparse
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -119,26 +118,36 @@ def training_step(chip, name, encoder):
     return train, chip.on_one((*arrays, inputs, integers(BATCH))), (0, 1, 2)
 
 
-def line(chip, about, function, arguments, donate):
-    """What is recorded of a program, from the results where it is there already."""
+def counts(program):
+    """What is recorded of a program."""
+    names = ("kernels", "bytes", "counted_bytes", "flops", "temporaries", "arguments", "seconds")
+    return {name: getattr(program, name) for name in names}
+
+
+def line(chip, about, function, arguments, donate, record=counts):
+    """What is recorded of a program, from the results where it is there already.
+
+    Args:
+        chip: A `compilers.Chip`.
+        about: Dict of what the program is, which the line begins with.
+        function: Function that is compiled.
+        arguments: Its abstract arguments.
+        donate: The places of those that it may overwrite.
+        record: Function of a `compilers.Program` that returns the rest of the line. Its name is
+            that of the file. Defaults to `counts`.
+    """
+    benchmark = "accelerators" if record is counts else record.__name__
     lowered = chip.lower(function, *arguments, donate=donate)
     about = about | {
         "target": chip.target,
         "program": hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16],
     }
-    for known in _known():
+    for known in common.recorded(benchmark):
         if known["versions"] == common.versions() and about.items() <= known.items():
             return known
-    program = compilers.Program(chip.target, lowered)
-    names = ("kernels", "bytes", "counted_bytes", "flops", "temporaries", "arguments", "seconds")
-    found = about | {name: getattr(program, name) for name in names}
-    common.record("accelerators", [found])
+    found = about | record(compilers.Program(chip.target, lowered))
+    common.record(benchmark, [found])
     return found
-
-
-def _known():
-    path = common.RESULTS / "accelerators.jsonl"
-    return map(json.loads, path.read_text().splitlines()) if path.exists() else ()
 
 
 def print_lines(lines, parameters):

@@ -89,6 +89,12 @@ def record(benchmark, lines):
     print(f"Appended {len(lines)} lines to {path.relative_to(RESULTS.parent.parent)}")
 
 
+def recorded(benchmark):
+    """The lines in `results/<benchmark>.jsonl`, as a list of dicts."""
+    path = RESULTS / f"{benchmark}.jsonl"
+    return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
+
+
 def surroundings():
     """Where a value comes from: the date, the commit, the machine and the versions."""
     return {

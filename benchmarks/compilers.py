@@ -125,6 +125,7 @@ class Program:
         flops: Float, by the compiler's count. None on a GPU.
         temporaries: Integer, the bytes of memory needed besides arguments and results.
         arguments: Integer, the bytes of the arguments on one chip.
+        aliased: Integer, the bytes of those that the results take the place of.
         seconds: Float, what compiling took.
     """
 
@@ -136,6 +137,7 @@ class Program:
         memory = compiled.memory_analysis()
         self.temporaries = memory.temp_size_in_bytes
         self.arguments = memory.argument_size_in_bytes
+        self.aliased = memory.alias_size_in_bytes
         cost = {} if target == "h100" else compiled.cost_analysis()
         self.counted_bytes = cost.get("bytes accessed")
         self.flops = cost.get("flops")
@@ -252,6 +254,11 @@ def arrays(kind):
 def _in_memory(array):
     """The bytes of an array in the memory of the device: none where it lies on the chip."""
     return 0 if re.search(r"S\([1-9]\d*\)", array[2]) else _bytes(array)
+
+
+def unpadded_bytes(array):
+    """The bytes of an array's elements."""
+    return _bytes((*array[:2], ""))
 
 
 def _bytes(array):

@@ -10,7 +10,7 @@ from keras import ops
 from sage_keras import arguments
 from sage_keras import sensitivity as measure
 from sage_keras.annotations import Tensor, Variable
-from sage_keras.backend import to_dense
+from sage_keras.backend import computed_once, to_dense
 from sage_keras.optimizers.base import VariableChoice, find_optimizers
 
 # In half precision their 1 - beta_2 is lost: 0.999 rounds to 1.
@@ -307,7 +307,8 @@ class SensitivityGuided(VariableChoice):
         now = ops.mean(self._scale_of(value, average, self.iterations + 1))
         # `now` is never negative: this has XLA take the sample before it overwrites in place what
         # the sample is of, so that it needs no copy.
-        divisor = ops.maximum(ops.where(ops.less(now, 0), now, mean), _LEAST_MEAN_SCALE)
+        mean_before = ops.where(ops.less(now, 0), now, mean)
+        divisor = computed_once(ops.maximum(mean_before, _LEAST_MEAN_SCALE))
         calibrated = ops.divide(scale, divisor)
         count = ops.cast(self.iterations, scale.dtype)
         self.assign(slot, measure.running_mean(mean, now, count))
