@@ -11,7 +11,7 @@ import statistics
 import subprocess
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-PACKAGES = ("keras", "keras-hub", "tensorflow", "jax", "torch", "optax", "numpy")
+PACKAGES = ("keras", "keras-hub", "tensorflow", "jax", "libtpu", "torch", "optax", "numpy")
 
 # Vocabulary, width, layers, inner width, positions.
 ENCODERS = {
@@ -87,6 +87,12 @@ def record(benchmark, lines):
     with path.open("a") as file:
         file.writelines(json.dumps(line | surroundings()) + "\n" for line in lines)
     print(f"Appended {len(lines)} lines to {path.relative_to(RESULTS.parent.parent)}")
+
+
+def recorded(benchmark):
+    """The lines in `results/<benchmark>.jsonl`, as a list of dicts."""
+    path = RESULTS / f"{benchmark}.jsonl"
+    return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
 
 
 def surroundings():

@@ -95,6 +95,18 @@ def cond(condition: Tensor, then: Callable[[], Any], otherwise: Callable[[], Any
     return ops.cond(condition, then, otherwise)
 
 
+def computed_once(tensor: Tensor) -> Tensor:
+    """A tensor that XLA stores, where it would compute it again for each of its readers.
+
+    On JAX. TensorFlow has no public operation for it that runs without XLA too.
+    """
+    if keras.backend.backend() != "jax":
+        return tensor
+    import jax
+
+    return jax.lax.optimization_barrier(tensor)
+
+
 def compiled_loop(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` of tensors that runs `ops.while_loop`, which JAX would compile at every call.
 

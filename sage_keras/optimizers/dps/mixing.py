@@ -13,7 +13,7 @@ from keras import ops
 
 from sage_keras import arguments
 from sage_keras.annotations import Tensor, Variable
-from sage_keras.backend import has_value, replicated
+from sage_keras.backend import computed_once, has_value, replicated
 from sage_keras.optimizers.columns import column_shape
 from sage_keras.optimizers.dps import selection
 from sage_keras.optimizers.dps.partial import PartialTraining
@@ -137,8 +137,11 @@ class WeightMixing(PartialTraining):
         # The gradients at the mixed weights are those of the columns kept.
         grads = super()._before_clipping(grads, variables)
         indices = [self._get_variable_index(variable) for variable in variables]
+        # By the slots as they are before the step, of which XLA would otherwise keep a copy.
         return [
-            self._masked(gradient, index) if self._chosen[index] else gradient
+            ops.where(computed_once(self._mask(index)), gradient, 0.0)
+            if self._chosen[index]
+            else gradient
             for gradient, index in zip(grads, indices)
         ]
 

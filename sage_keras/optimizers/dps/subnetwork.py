@@ -135,7 +135,8 @@ class SubnetworkSelection(PartialTraining):
         slot = self._scores[index]
         if slot is not None:
             # In this order XLA updates the scores in place. Where they select they do not change.
-            self._accumulate(slot, ops.square(ops.cast(gradient, slot.dtype)))
+            square = ops.square(ops.cast(gradient, slot.dtype))
+            self._accumulate(slot, square, self._score_factor(index))
             gradient = self._masked(gradient, index)
         return super()._adjust(gradient, variable, learning_rate)
 
@@ -172,11 +173,21 @@ class SubnetworkSelection(PartialTraining):
     def _in_stage_one(self) -> Tensor:
         return ops.less(self._step_of_cycle(), self.stage_steps)
 
-    def _accumulate(self, slot: Variable, value: Tensor) -> None:
+    def _score_factor(self, index: int) -> Tensor | None:
+        """Hook: what a score is multiplied by once this step's gradient is added to it, in stage I.
+
+        Here already, and not where stage II begins: what the step stores of a score is then all
+        that it needs of it, and XLA keeps no copy of the old one.
+        """
+        return None
+
+    def _accumulate(self, slot: Variable, value: Tensor, factor: Tensor | None = None) -> None:
         """Adds to a slot in stage I, at whose first step it begins again."""
         so_far = ops.convert_to_tensor(slot)
         first = ops.equal(self._step_of_cycle(), 0)
         total = ops.add(ops.where(first, 0.0, so_far), value)
+        if factor is not None:
+            total = ops.multiply(total, factor)
         self.assign(slot, ops.where(self._in_stage_one(), total, so_far))
 
     def _begin_stage_two(self, begins: Tensor) -> None:

@@ -76,13 +76,15 @@ class SubnetworkMixing(WeightMixing, SubnetworkSelection):
             self._accumulate(self._frequencies[index], self._kept_columns(index))
         return super()._adjust(gradient, variable, learning_rate)
 
+    def _score_factor(self, index: int) -> Tensor:
+        last = ops.equal(self._step_of_cycle(), self.stage_steps - 1)
+        factor = selection.frequency_factor(self._frequencies[index], self.stage_steps)
+        return ops.where(last, factor, ops.ones_like(factor))
+
     def _begin_stage_two(self, begins: Tensor) -> None:
         for index, variable in enumerate(self._trainable_variables):
             if not self._chosen[index]:
                 continue
-            factor = selection.frequency_factor(self._frequencies[index], self.stage_steps)
-            factor = ops.where(begins, factor, ops.ones_like(factor))
-            self.assign(self._scores[index], ops.multiply(self._scores[index], factor))
             start = ops.convert_to_tensor(self._stage_weights[index])
             weight = ops.convert_to_tensor(variable)  # the true one, inside `apply`
             self.assign(self._stage_weights[index], ops.where(begins, weight, start))

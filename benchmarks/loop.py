@@ -1,37 +1,34 @@
-"""Times one optimizer step on an accelerator, where calling it takes longer than running it.
+"""Times optimizer steps on the accelerator that is here: `benchmarks.accelerators --targets here`.
 
-    KERAS_BACKEND=jax python -m benchmarks.accelerator_step
-
-So many steps are one program, a loop whose steps differ by a factor on the gradients, and what
-counts is its time by the number of steps. Appends to `results/step.jsonl`, mode `"xla loop"`.
+Calling a step takes longer there than running it. So many steps are one program, a loop whose steps
+differ by a factor on the gradients, and what counts is its time by the number of steps.
 """
 
-import argparse
 import concurrent.futures
 import time
 
 import jax
-import keras
 import numpy as np
 
-from benchmarks import common
-from benchmarks.step import BASES, LEAST_BYTES
-from benchmarks.steps import BFLOAT16, COPY, LEARNING_RATE, byte_count, make_optimizer
+from benchmarks import common, optimizers
+from benchmarks.step import LEAST_BYTES
+from benchmarks.steps import COPY, byte_count
 
-CALIBRATED = "Sage calibrate"
-NAMES = [COPY, "AdamW", "Sage", BFLOAT16, CALIBRATED, "Adam", "SageAdam", "SGD", "SageSGD"]
-BYTES = {**LEAST_BYTES, CALIBRATED: 36}
+NAMES = [
+    COPY,
+    "AdamW",
+    "Sage",
+    "Sage bfloat16",
+    "Sage calibrate",
+    "Adam",
+    "SageAdam",
+    "SGD",
+    "SageSGD",
+]
+BYTES = {**LEAST_BYTES, "Sage calibrate": 36}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    add("--shapes", nargs="+", default=["minilm", "bert_base"], choices=common.ENCODERS)
-    add("--repeats", type=int, default=9, help="interleaved rounds, at least 5 for a value")
-    add("--steps", type=int, default=50, help="steps of a loop")
-    add("--no-record", action="store_true", help="print only")
-    options = parser.parse_args()
-    lines = [line for shapes in options.shapes for line in measure(shapes, options)]
+def print_lines(lines):
     rows = [["", "us", "to its base", "of byte limit"]]
     for line in lines:
         ratio = line["ratio_to_base"]
@@ -44,8 +41,6 @@ def main():
             ]
         )
     common.print_table(rows)
-    if not options.no_record:
-        common.record("step", lines)
 
 
 def measure(name, options):
@@ -74,23 +69,23 @@ def measure(name, options):
     times = common.interleave(seconds, NAMES, options.repeats)
     parameters = common.parameter_count(shapes)
     bandwidth = BYTES[COPY] * parameters / common.median(times[COPY])
-    bases = BASES | dict.fromkeys((BFLOAT16, CALIBRATED), "AdamW")
+    bases = {one: optimizers.OPTIMIZERS[one][0] for one in NAMES[1:]}
     return [
         {
             "shapes": name,
             "parameters": parameters,
-            "backend": "jax",
-            "mode": "xla loop",
+            "kind": "loop",
+            "target": jax.devices()[0].device_kind,
             "optimizer": one,
             "seconds": common.median(times[one]),
             "nanoseconds_per_parameter": 1e9 * common.median(times[one]) / parameters,
-            "ratio_to_base": common.ratio(times[one], times[bases[one]]) if one in bases else None,
-            "times_faster_than_literal": None,
+            "ratio_to_base": common.ratio(times[one], times[bases[one]])
+            if bases.get(one)
+            else None,
             "state_bytes_per_parameter": made[one][2] / parameters,
             "copy_bytes_per_second": bandwidth,
             "share_of_byte_limit": BYTES[one] * parameters / bandwidth / common.median(times[one]),
             "repeats": options.repeats,
-            "device": jax.devices()[0].device_kind,
         }
         for one in NAMES
     ]
@@ -105,8 +100,8 @@ def make(name, draws):
 
         state, size = [jax.numpy.array(one) for one in draws], 0
     else:
-        optimizer = calibrated() if name == CALIBRATED else make_optimizer(name)
-        variables = [keras.Variable(one) for one in draws]
+        optimizer = optimizers.make(name)
+        variables = optimizers.variables(draws)
         optimizer.build(variables)
 
         def step(state, gradients, factor):
@@ -123,15 +118,3 @@ def make(name, draws):
         return jax.lax.scan(body, state, factors)[0]
 
     return loop, state, size
-
-
-def calibrated():
-    import sage_keras
-
-    return sage_keras.Sage(LEARNING_RATE, weight_decay=0.01, calibrate=True)
-
-
-if __name__ == "__main__":
-    if keras.backend.backend() != "jax":
-        raise SystemExit("This needs KERAS_BACKEND=jax.")
-    main()
