@@ -65,11 +65,11 @@ def by_path(model: keras.Model) -> dict[str, Variable]:
     return dict(zip(unique_paths(model.trainable_variables), model.trainable_variables))
 
 
-def read_scores(model: keras.Model, scores: Scores) -> Arrays:
+def read_scores(model: keras.Model, scores: Scores, argument: str = "sensitivities") -> Arrays:
     """The scores as NumPy arrays of one float dtype, if they fit the model's variables."""
     if not isinstance(scores, dict) or not scores:
         raise ValueError(
-            "Argument `sensitivities` must be a dict of variable path to array, as "
+            f"Argument `{argument}` must be a dict of variable path to array, as "
             f"`measure_sensitivity` returns it. Received: {type(scores).__name__}"
             + (" without entries" if isinstance(scores, dict) else "")
         )
@@ -77,14 +77,14 @@ def read_scores(model: keras.Model, scores: Scores) -> Arrays:
     unknown = [path for path in scores if path not in variables]
     if unknown:
         raise ValueError(
-            f"Argument `sensitivities` names variables that the model {model.name!r} does not "
+            f"Argument `{argument}` names variables that the model {model.name!r} does not "
             f"have, or does not train: {_listed(unknown)}. It has: {_listed(list(variables))}"
         )
     arrays = {path: to_numpy(array) for path, array in scores.items()}
     for path, array in arrays.items():
         if array.shape != tuple(variables[path].shape):
             raise ValueError(
-                f"Argument `sensitivities` has an array of the shape {array.shape} for "
+                f"Argument `{argument}` has an array of the shape {array.shape} for "
                 f"{path!r}, where the model's variable has {tuple(variables[path].shape)}."
             )
     dtype = np.result_type(*arrays.values())
