@@ -142,7 +142,7 @@ def _of_block(layer: Any) -> Neurons | None:
         incoming=tuple(kernels),
         vectors=tuple(biases),
         outgoing=inside[reader].kernel,
-        silent=known and keeps_zero(first[0].activation),
+        keeps_zero=known and keeps_zero(first[0].activation),
     )
 
 

@@ -150,7 +150,7 @@ def _of_layer(graph: _Graph, name: str) -> Neurons:
     """The neurons of a layer, followed to the kernel that reads them."""
     layer = graph.layers[name]
     _check_cuttable(graph, layer)
-    silent = _check_activation(layer)
+    zero_stays = _check_activation(layer)
     vectors: list[Variable] = [] if layer.bias is None else [layer.bias]
     statistics: list[Variable] = []
     count = layer.kernel.shape[-1]
@@ -160,11 +160,10 @@ def _of_layer(graph: _Graph, name: str) -> Neurons:
             _check_axis(after)
             vectors += [one for one in (after.gamma, after.beta) if one is not None]
             statistics += [after.moving_mean, after.moving_variance]
-            silent = False
         elif type(after) is keras.layers.Activation:
-            silent &= _check_activation(after)
+            zero_stays &= _check_activation(after)
         elif type(after) in _RECTIFIERS:
-            silent &= keeps_zero(after)
+            zero_stays &= keeps_zero(after)
         elif type(after) not in _WITHOUT_WEIGHTS or _is_channels_first(after):
             raise _UncutError(f"what it returns goes into {after.name!r} ({type(after).__name__})")
         after = _only_reader(graph, after.name)
@@ -176,7 +175,7 @@ def _of_layer(graph: _Graph, name: str) -> Neurons:
         vectors=tuple(vectors),
         outgoing=after.kernel,
         statistics=tuple(statistics),
-        silent=silent,
+        keeps_zero=zero_stays,
     )
 
 

@@ -10,7 +10,8 @@ from keras import ops
 from sage_keras.annotations import Arrays, Variable
 
 ScoreOf: TypeAlias = Callable[[Variable], np.ndarray | None]
-Cuts: TypeAlias = dict[int, tuple[int, np.ndarray]]  # by id of variable: the axis, what is kept
+# By id of a variable, along an axis, what is kept. A kernel has neurons on both sides.
+Cuts: TypeAlias = dict[int, dict[int, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Neurons:
         vectors: Biases, and what normalizes the neurons by weights of each.
         outgoing: Kernel of what reads them: the last axis but one is theirs.
         statistics: What is known of each neuron and is no weight of it.
-        silent: Boolean, whether a neuron whose incoming weights are all zero is zero itself,
-            whatever the input.
+        keeps_zero: Boolean, whether what lies between the kernels leaves zero as zero. If so, a
+            neuron whose weights are all zero has no gradient.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Neurons:
     vectors: tuple[Variable, ...]
     outgoing: Variable
     statistics: tuple[Variable, ...] = ()
-    silent: bool = True
+    keeps_zero: bool = True
 
     @property
     def weights(self) -> list[tuple[Variable, int]]:
@@ -67,7 +68,7 @@ class Neurons:
         bias included, where that makes the neuron zero.
         """
         zeroed = self._all_zero([(self.outgoing, -2)])
-        if self.silent:
+        if self.keeps_zero and not self.statistics:
             zeroed |= self._all_zero([(one, -1) for one in (*self.incoming, *self.vectors)])
         return zeroed
 
@@ -95,10 +96,10 @@ class Neurons:
                 value = variable.value
                 variable.assign(ops.where(mask, ops.zeros_like(value), value))
 
-    def cuts(self, chosen: np.ndarray) -> Cuts:
-        """What is to be kept of each variable when the chosen neurons go."""
-        axes = [*self.weights, *((one, -1) for one in self.statistics)]
-        return {id(one): (axis, ~_spread(chosen, one, axis)) for one, axis in axes}
+    def add_cuts(self, cuts: Cuts, chosen: np.ndarray) -> None:
+        """Notes in `cuts` what is kept of each variable when the chosen neurons go."""
+        for variable, axis in [*self.weights, *((one, -1) for one in self.statistics)]:
+            cuts.setdefault(id(variable), {})[axis] = ~_spread(chosen, variable, axis)
 
     def _all_zero(self, variables: list[tuple[Variable, int]]) -> np.ndarray:
         zero = [(self._by_neuron(to_array(one), axis) == 0).all(axis=0) for one, axis in variables]
@@ -117,17 +118,15 @@ def _spread(chosen: np.ndarray, variable: Variable, axis: int) -> np.ndarray:
 def cut(variable: Variable, cuts: Cuts) -> np.ndarray:
     """The value of a variable without what `cuts` takes from it."""
     array = to_array(variable)
-    if id(variable) not in cuts:
-        return array
-    axis, kept = cuts[id(variable)]
-    return np.compress(kept, array, axis=axis)
+    for axis, kept in cuts.get(id(variable), {}).items():
+        array = np.compress(kept, array, axis=axis)
+    return array
 
 
 def cut_shape(variable: Variable, cuts: Cuts) -> tuple[int, ...]:
     """The shape of what `cut` returns."""
     shape = list(variable.shape)
-    if id(variable) in cuts:
-        axis, kept = cuts[id(variable)]
+    for axis, kept in cuts.get(id(variable), {}).items():
         shape[axis] = int(kept.sum())
     return tuple(shape)
 

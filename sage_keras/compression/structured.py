@@ -123,7 +123,9 @@ def check_amount(fraction: float | None, count: int | None) -> float | None:
     )
 
 
-def how_many(neurons: Sequence[Neurons], fraction: float | None, count: int | None) -> list[int]:
+def how_many(
+    neurons: Sequence[Neurons], fraction: float | None, count: int | None = None
+) -> list[int]:
     """How many neurons of each layer go."""
     if count is None:
         # str() gives back the decimal that was written.

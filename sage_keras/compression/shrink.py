@@ -95,7 +95,7 @@ def _compact_hub(
         )
     cuts: Cuts = {}
     for one, mask in zip(neurons, zeroed):
-        cuts |= one.cuts(mask & (np.cumsum(mask) <= number))
+        one.add_cuts(cuts, mask & (np.cumsum(mask) <= number))
     blocks = len(backbones.find_blocks(model)) - drop_layers if drop_layers else None
     small = backbones.rebuild(model, neurons[0].count - number, blocks)
     return _with_weights(model, small, cuts, dropped)
@@ -119,7 +119,7 @@ def _compact_chain(
         )
     cuts: Cuts = {}
     for one, mask in zip(neurons, zeroed):
-        cuts |= one.cuts(mask)
+        one.add_cuts(cuts, mask)
     widths = {one.name: int((~mask).sum()) for one, mask in zip(neurons, zeroed)}
     small = chains.rebuild(model, widths)
     return _with_weights(model, small, cuts)
