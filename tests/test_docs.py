@@ -11,7 +11,7 @@ import pytest
 from documents import code_blocks, run_blocks
 
 import sage_keras
-from sage_keras import analysis, callbacks, hub, sensitivity
+from sage_keras import analysis, callbacks, compression, hub, sensitivity
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -20,7 +20,7 @@ PAGES = sorted(path for path in DOCS.glob("*.md") if code_blocks(path))
 PUBLIC = (
     {
         f"{package.__name__}.{name}": getattr(package, name)
-        for package in (sage_keras, analysis, callbacks)
+        for package in (sage_keras, analysis, callbacks, compression)
         for name in package.__all__
     }
     | {"sage_keras.hub.HubLayer": hub.HubLayer}
