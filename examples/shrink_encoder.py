@@ -57,8 +57,7 @@ def main(arguments=None):
         "pruned": train(preset, preprocessor, data, options, [pruning]),
     }
     models = {"dense": runs["dense"].model, "compact": compression.compact(runs["pruned"].model)}
-    for model in models.values():
-        compile_classifier(model, options)
+    compile_classifier(models["compact"], options)
 
     validation = tokenize(preprocessor, data.validation).batch(options.batch_size)
     accuracies = {name: model.evaluate(validation, verbose=0)[1] for name, model in models.items()}
@@ -67,6 +66,8 @@ def main(arguments=None):
         for name, model in models.items()
     }
     export(models["compact"], options.output / "compact_exported")
+    for model in models.values():
+        compile_classifier(model, options)
     speeds = measure_speeds(models, preset, data, options)
     print_models(models, accuracies, sizes, speeds)
     draw(runs, accuracies, sizes, speeds, options.output / "shrink_encoder.png")
@@ -90,6 +91,7 @@ def compile_classifier(classifier, options):
 def save(classifier, preprocessor, path):
     """Saves a classifier that reads plain sentences, and returns the size of the file in MB."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    classifier.compile()  # without the state of the optimizer, which keras-hub does not load again
     classifier.preprocessor = preprocessor
     classifier.save(path)
     classifier.preprocessor = None

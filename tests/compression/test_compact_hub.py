@@ -284,5 +284,6 @@ def test_compact_model_can_be_exported(tmp_path):
     compression.prune_neurons(model, fraction=0.5)
     small = compression.compact(model)
     small.export(tmp_path / "exported", verbose=False)
-    served = tf.saved_model.load(str(tmp_path / "exported")).serve(inputs)
+    exported = tf.saved_model.load(str(tmp_path / "exported"))  # holds the variables
+    served = exported.serve(inputs)
     np.testing.assert_allclose(to_numpy(served).ravel(), outputs(model, inputs), atol=1e-5)

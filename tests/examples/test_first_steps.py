@@ -62,7 +62,7 @@ def test_finetune_text(tiny_preset, preprocessor):
     assert_two_steps(run.model, run.history["loss"][0], 2)
 
 
-@first_step("tensorflow")
+@first_step("torch")
 def test_shrink_encoder(tiny_preset, preprocessor):
     options = shrink_encoder.parse_arguments([*STEPS, *SIZES])
     pruning = PruneNeurons(options.fraction, rounds=1, begin=0.5, end=0.5)

@@ -1,15 +1,14 @@
-"""The example as a whole job on a tiny encoder: what it trains, cuts, times, saves and exports."""
+"""The example as a whole job on a tiny encoder: what it trains, cuts, times and saves."""
 
 import re
 
 import keras
-import numpy as np
 import shrink_encoder
 import tensorflow as tf
 from example_runs import parse_table, run_here, whole_job
 from matplotlib.image import imread
 
-pytestmark = whole_job("tensorflow")
+pytestmark = whole_job("torch")
 
 
 def test_whole_job_on_a_tiny_encoder(tmp_path, tiny_text, capsys):
@@ -37,6 +36,4 @@ def test_whole_job_on_a_tiny_encoder(tmp_path, tiny_text, capsys):
     sentences = ["a good sentence", "a bad sentence"]
     logits = model.predict(tf.constant(sentences), verbose=0)
     assert logits.argmax(axis=-1).tolist() == [1, 0]
-    served = tf.saved_model.load(str(tmp_path / "compact_exported")).serve
-    tokens = {name: tf.cast(one, "int32") for name, one in model.preprocessor(sentences).items()}
-    np.testing.assert_allclose(served(tokens), logits, atol=1e-5)
+    assert "Not exported" in output  # where it can be, tests/compression shows it
