@@ -1,16 +1,47 @@
 """Checks of the arguments that users pass: what is wrong, what was passed, what to write."""
 
+import difflib
 import math
 import numbers
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from sage_keras.annotations import Patterns
 
 _PATHS_SHOWN = 8
+_NO_ARGUMENTS = ("self", "kwargs", "__class__")
+# What other libraries call them, and what no likeness of letters finds.
+_KNOWN_MISTAKES = {
+    "lr": "learning_rate",
+    "eps": "epsilon",
+    "wd": "weight_decay",
+    "beta0": "beta_3",
+    "clip_norm": "clipnorm",
+    "max_grad_norm": "global_clipnorm",
+    "accumulation_steps": "gradient_accumulation_steps",
+}
 _Value = TypeVar("_Value")
+
+
+def passed(names: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a method that begins with `passed(locals())`, to hand them all on."""
+    known = {name: value for name, value in names.items() if name not in _NO_ARGUMENTS}
+    return known | names["kwargs"]
+
+
+def check_names(function: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Refuses names of arguments that nobody takes, and says which is probably meant."""
+    known = list(known)
+    for name in names:
+        if name in known:
+            continue
+        meant = _KNOWN_MISTAKES.get(name) or next(
+            iter(difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.7)), None
+        )
+        advice = f"Did you mean `{meant}`?" if meant in known else f"It takes {', '.join(known)}."
+        raise ValueError(f"`{function}` has no argument `{name}`. {advice}")
 
 
 def number(

@@ -80,6 +80,8 @@ class OptimizerMixin(_Optimizer):
                 f"`{name}` is a mixin and has no update of its own. Put it before a Keras "
                 f"optimizer: `class MyOptimizer({name}, keras.optimizers.AdamW)`."
             )
+        known = [*_arguments_of(type(self)), "decay"]  # of the last one Keras warns
+        arguments.check_names(type(self).__name__, kwargs, known)
         super().__init__(*args, **kwargs)
         self._names = _Names()
         self._strict_patterns = True
@@ -445,6 +447,13 @@ def _check_bases(cls: type[OptimizerMixin]) -> None:
                 f"`{cls.__name__}`: the first base acts first. Write "
                 f"`class {cls.__name__}({names}, keras.optimizers.AdamW)`."
             )
+
+
+def _arguments_of(cls: type) -> list[str]:
+    """The names of the arguments that the constructors of a class take, its own and its bases'."""
+    functions = [vars(one)["__init__"] for one in cls.__mro__ if "__init__" in vars(one)]
+    names = [name for function in functions for name in inspect.signature(function).parameters]
+    return [name for name in dict.fromkeys(names) if name not in ("self", "args", "kwargs")]
 
 
 def _default(cls: type, name: str) -> Any:

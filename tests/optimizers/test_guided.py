@@ -70,11 +70,6 @@ def test_refuses_bad_arguments(argument, value, advice):
     assert advice in message
 
 
-def test_refuses_unknown_arguments():
-    with pytest.raises(ValueError, match=r"not recognized: \{'beta3': 0.9\}"):
-        Sage(beta3=0.9)
-
-
 @pytest.mark.parametrize("argument", ["include", "exclude"])
 def test_patterns_that_match_nothing_name_the_paths(argument):
     model = two_layers()

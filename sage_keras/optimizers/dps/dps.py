@@ -1,7 +1,11 @@
 """Dynamic parameter selection (DPS), and Mixout of which it is made, on AdamW."""
 
+from typing import Any
+
 import keras
 
+from sage_keras import arguments
+from sage_keras.annotations import LearningRate, Patterns
 from sage_keras.optimizers.dps.mixing import WeightMixing
 from sage_keras.optimizers.dps.subnetwork import SubnetworkSelection
 from sage_keras.optimizers.dps.subnetwork_mixing import SubnetworkMixing
@@ -53,6 +57,35 @@ class DPSDense(SubnetworkSelection, keras.optimizers.AdamW):
         - [Zhang et al., 2022](https://arxiv.org/abs/2211.01642)
     """
 
+    def __init__(
+        self,
+        learning_rate: LearningRate = 0.001,
+        weight_decay: float = 0.004,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+        amsgrad: bool = False,
+        clipnorm: float | None = None,
+        clipvalue: float | None = None,
+        global_clipnorm: float | None = None,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: float | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        total_steps: int | None = None,
+        update_ratio: float = 0.05,
+        stage_steps: int | None = None,
+        drop_rate: float = 0.3,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        on_nonfinite: str = "propagate",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**arguments.passed(locals()))
+
 
 @keras.saving.register_keras_serializable(package="sage_keras")
 class DPSMix(SubnetworkMixing, keras.optimizers.AdamW):
@@ -100,6 +133,36 @@ class DPSMix(SubnetworkMixing, keras.optimizers.AdamW):
         - [Zhang et al., 2022](https://arxiv.org/abs/2211.01642)
     """
 
+    def __init__(
+        self,
+        learning_rate: LearningRate = 0.001,
+        weight_decay: float = 0.004,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+        amsgrad: bool = False,
+        clipnorm: float | None = None,
+        clipvalue: float | None = None,
+        global_clipnorm: float | None = None,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: float | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        total_steps: int | None = None,
+        update_ratio: float = 0.05,
+        stage_steps: int | None = None,
+        drop_rate: float = 0.3,
+        seed: int | None = None,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        on_nonfinite: str = "propagate",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**arguments.passed(locals()))
+
 
 @keras.saving.register_keras_serializable(package="sage_keras")
 class Mixout(WeightMixing, keras.optimizers.AdamW):
@@ -134,3 +197,30 @@ class Mixout(WeightMixing, keras.optimizers.AdamW):
     Reference:
         - [Lee et al., 2020](https://arxiv.org/abs/1909.11299)
     """
+
+    def __init__(
+        self,
+        learning_rate: LearningRate = 0.001,
+        weight_decay: float = 0.004,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+        amsgrad: bool = False,
+        clipnorm: float | None = None,
+        clipvalue: float | None = None,
+        global_clipnorm: float | None = None,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: float | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        drop_rate: float = 0.3,
+        seed: int | None = None,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        on_nonfinite: str = "propagate",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**arguments.passed(locals()))

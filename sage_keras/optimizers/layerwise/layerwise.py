@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from sage_keras import arguments
-from sage_keras.annotations import Tensor, Variable
+from sage_keras.annotations import LearningRate, Tensor, Variable
 from sage_keras.optimizers.base import OptimizerMixin
 from sage_keras.paths import variable_path
 
@@ -222,3 +222,27 @@ class LayerwiseAdamW(LayerwiseLearningRate, keras.optimizers.AdamW):
     Reference:
         - [Howard and Ruder, 2018](https://arxiv.org/abs/1801.06146)
     """
+
+    def __init__(
+        self,
+        learning_rate: LearningRate = 0.001,
+        weight_decay: float = 0.004,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+        amsgrad: bool = False,
+        clipnorm: float | None = None,
+        clipvalue: float | None = None,
+        global_clipnorm: float | None = None,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: float | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        learning_rate_multipliers: dict[str, float],
+        on_nonfinite: str = "propagate",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**arguments.passed(locals()))

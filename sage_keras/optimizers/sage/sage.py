@@ -4,6 +4,8 @@ from typing import Any
 
 import keras
 
+from sage_keras import arguments
+from sage_keras.annotations import LearningRate, Patterns
 from sage_keras.optimizers.sage.guided import SensitivityGuided
 
 
@@ -56,6 +58,37 @@ class Sage(SensitivityGuided, keras.optimizers.AdamW):
         - [Liang et al., 2022](https://arxiv.org/abs/2202.02664)
     """
 
+    def __init__(
+        self,
+        learning_rate: LearningRate = 0.001,
+        weight_decay: float = 0.004,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+        amsgrad: bool = False,
+        clipnorm: float | None = None,
+        clipvalue: float | None = None,
+        global_clipnorm: float | None = None,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: float | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        beta_3: float = 0.75,
+        sensitivity_epsilon: float = 1e-12,
+        bias_correction: bool = True,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        sensitivity_dtype: str = "float32",
+        calibrate: bool = False,
+        guide: bool = True,
+        on_nonfinite: str = "propagate",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**arguments.passed(locals()))
+
 
 @keras.saving.register_keras_serializable(package="sage_keras")
 class SageAdam(SensitivityGuided, keras.optimizers.Adam):
@@ -81,6 +114,37 @@ class SageAdam(SensitivityGuided, keras.optimizers.Adam):
     Reference:
         - [Liang et al., 2022](https://arxiv.org/abs/2202.02664)
     """
+
+    def __init__(
+        self,
+        learning_rate: LearningRate = 0.001,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+        amsgrad: bool = False,
+        weight_decay: float | None = None,
+        clipnorm: float | None = None,
+        clipvalue: float | None = None,
+        global_clipnorm: float | None = None,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: float | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        beta_3: float = 0.75,
+        sensitivity_epsilon: float = 1e-12,
+        bias_correction: bool = True,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        sensitivity_dtype: str = "float32",
+        calibrate: bool = False,
+        guide: bool = True,
+        on_nonfinite: str = "propagate",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**arguments.passed(locals()))
 
 
 @keras.saving.register_keras_serializable(package="sage_keras")
@@ -111,8 +175,35 @@ class SageAdamax(SensitivityGuided, keras.optimizers.Adamax):
         - [Liang et al., 2022](https://arxiv.org/abs/2202.02664)
     """
 
-    def __init__(self, *args: Any, bias_correction: bool = False, **kwargs: Any) -> None:
-        super().__init__(*args, bias_correction=bias_correction, **kwargs)
+    def __init__(
+        self,
+        learning_rate: LearningRate = 0.001,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+        weight_decay: float | None = None,
+        clipnorm: float | None = None,
+        clipvalue: float | None = None,
+        global_clipnorm: float | None = None,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: float | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        beta_3: float = 0.75,
+        sensitivity_epsilon: float = 1e-12,
+        bias_correction: bool = False,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        sensitivity_dtype: str = "float32",
+        calibrate: bool = False,
+        guide: bool = True,
+        on_nonfinite: str = "propagate",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**arguments.passed(locals()))
 
 
 @keras.saving.register_keras_serializable(package="sage_keras")
@@ -146,5 +237,31 @@ class SageSGD(SensitivityGuided, keras.optimizers.SGD):
         - [Liang et al., 2022](https://arxiv.org/abs/2202.02664)
     """
 
-    def __init__(self, *args: Any, bias_correction: bool = False, **kwargs: Any) -> None:
-        super().__init__(*args, bias_correction=bias_correction, **kwargs)
+    def __init__(
+        self,
+        learning_rate: LearningRate = 0.01,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float | None = None,
+        clipnorm: float | None = None,
+        clipvalue: float | None = None,
+        global_clipnorm: float | None = None,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: float | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        beta_3: float = 0.75,
+        sensitivity_epsilon: float = 1e-12,
+        bias_correction: bool = False,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        sensitivity_dtype: str = "float32",
+        calibrate: bool = False,
+        guide: bool = True,
+        on_nonfinite: str = "propagate",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**arguments.passed(locals()))
