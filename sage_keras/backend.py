@@ -329,6 +329,15 @@ def check_strategy(optimizer: keras.optimizers.Optimizer) -> None:
             )
 
 
+def give_back_state(model: Any) -> None:
+    """Has a model's variables hold their values in the middle of `fit`, where JAX keeps them out.
+
+    What is assigned to them then counts in the next step.
+    """
+    if keras.backend.backend() == "jax":
+        model.jax_state_sync()
+
+
 def has_value(variable: Variable) -> bool:
     """Whether a variable can be read outside of a step.
 

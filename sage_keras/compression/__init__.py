@@ -1,4 +1,4 @@
-"""Smaller models: pruned for good, in small files, with few trained weights, in few bits."""
+"""Smaller models: pruned for good, without neurons, in small files, with few trained weights or bits."""
 
 from sage_keras.compression.deltas import apply_delta, remove_delta, save_delta
 from sage_keras.compression.pruning import prune
@@ -7,7 +7,9 @@ from sage_keras.compression.quantization import (
     quantization_sensitivity,
 )
 from sage_keras.compression.ranks import LoraRanks, enable_lora, lora_ranks
+from sage_keras.compression.shrink import compact
 from sage_keras.compression.sparse_files import load_sparse, save_sparse
+from sage_keras.compression.structured import prune_neurons
 from sage_keras.compression.zeros import Sparsity, sparsity
 
 __all__ = [
@@ -15,10 +17,12 @@ __all__ = [
     "QuantizationSensitivity",
     "Sparsity",
     "apply_delta",
+    "compact",
     "enable_lora",
     "load_sparse",
     "lora_ranks",
     "prune",
+    "prune_neurons",
     "quantization_sensitivity",
     "remove_delta",
     "save_delta",

@@ -10,6 +10,7 @@ import finetune_text
 import keras
 import numpy as np
 import pytest
+import shrink_encoder
 import train_translation
 import train_vit
 import tune_with_keras_tuner
@@ -19,6 +20,9 @@ from common.comparison import compile_classifier
 from common.datasets import Dataset, Images, Translations
 from common.encoders import load_preprocessor, text_classifier, tokenize
 from example_runs import first_step, tiny_sentences, uncompiled
+
+from sage_keras import compression
+from sage_keras.callbacks import PruneNeurons
 
 STEPS = ["--epochs", "1", "--batch-size", "8"]
 SIZES = ["--train-size", "16", "--validation-size", "8", "--sequence-length", "8"]
@@ -57,6 +61,16 @@ def test_finetune_text(tiny_preset, preprocessor):
     _, sage = finetune_text.make_optimizers(options)
     run = finetune_text.train(sage, tiny_preset, preprocessor, DATA, options)
     assert_two_steps(run.model, run.history["loss"][0], 2)
+
+
+@first_step("torch")
+def test_shrink_encoder(tiny_preset, preprocessor):
+    options = shrink_encoder.parse_arguments([*STEPS, *SIZES])
+    pruning = PruneNeurons(options.fraction, rounds=1, begin=0.5, end=0.5)
+    run = shrink_encoder.train(tiny_preset, preprocessor, DATA, options, [pruning])
+    assert_two_steps(run.model, run.history["loss"][0], 2)
+    assert run.history["pruned_neurons"] == [0.5]
+    assert compression.compact(run.model).backbone.intermediate_dim == 32
 
 
 @first_step("torch")

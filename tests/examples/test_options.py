@@ -9,6 +9,7 @@ import finetune_text
 import finetune_tfhub
 import pytest
 import resume_training
+import shrink_encoder
 import train_translation
 import train_vit
 import tune_with_keras_tuner
@@ -28,12 +29,20 @@ EXAMPLES = [
     finetune_text,
     finetune_tfhub,
     resume_training,
+    shrink_encoder,
     train_translation,
     train_vit,
     tune_with_keras_tuner,
     watch_training,
 ]
-ON_MINILM = [finetune_dps, finetune_lora, finetune_text, finetune_tfhub, watch_training]
+ON_MINILM = [
+    finetune_dps,
+    finetune_lora,
+    finetune_text,
+    finetune_tfhub,
+    shrink_encoder,
+    watch_training,
+]
 
 
 def test_every_example_is_here(examples):
