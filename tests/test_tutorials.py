@@ -74,7 +74,7 @@ def test_script_is_complete_in_one_file(script):
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
     assert not {name.partition(".")[0] for name in imported} & {"common", "tutorials", "argparse"}
-    assert all("_" != part[0] for name in imported for part in name.split("."))
+    assert all(part[0] != "_" for name in imported for part in name.split("."))
 
 
 @pytest.mark.backend_agnostic

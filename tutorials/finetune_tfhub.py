@@ -89,7 +89,7 @@ history = model.fit(training, validation_data=validation, epochs=EPOCHS, verbose
 `measure_sensitivity` asks training data. It needs no guided optimizer: any compiled model will do.
 """
 
-sensitivities = measure_sensitivity(model, training, batches=min(10, len(training)))
+sensitivities = measure_sensitivity(model, training, batches=min(10, len(training)), verbose=0)
 most = sorted(sensitivities, key=lambda path: -sensitivities[path].mean())[:5]
 for path in most:
     print(f"{sensitivities[path].mean():.1e}  {path}")

@@ -115,13 +115,13 @@ To compare: by magnitude, and at random.
 """
 
 scores = {
-    "sensitivity": analysis.measure_sensitivity(model, (x_train, y_train)),
+    "sensitivity": analysis.measure_sensitivity(model, (x_train, y_train), verbose=0),
     "magnitude": analysis.magnitude_scores(model),
     "random": analysis.random_scores(model, seed=0),
 }
 fractions = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9)
 curves = {
-    name: analysis.pruning_curve(model, (x_test, y_test), values, fractions)
+    name: analysis.pruning_curve(model, (x_test, y_test), values, fractions, verbose=0)
     for name, values in scores.items()
 }
 print("pruned       " + "".join(f"{fraction:8.0%}" for fraction in fractions))
