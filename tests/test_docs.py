@@ -37,13 +37,13 @@ PUBLIC = (
 DOCUMENTED = {name: value for name, value in PUBLIC.items() if not isinstance(value, tuple)}
 
 
-def pages():
+def runnable_pages():
     for page in PAGES:
         marks = [pytest.mark.extended] if page.name in SLOW else []
         yield pytest.param(page, id=page.name, marks=marks)
 
 
-@pytest.mark.parametrize("page", pages())
+@pytest.mark.parametrize("page", list(runnable_pages()))
 def test_code_runs_and_prints_what_the_page_says(page, capsys, monkeypatch, tmp_path):
     elsewhere = page.name in NEEDS_TENSORFLOW and keras.backend.backend() != "tensorflow"
     if elsewhere or page.name in NEEDS_DEVICES:
