@@ -164,6 +164,47 @@ def test_pictures_say_what_they_show():
             assert (page.parent / target).is_file()
 
 
+# Words at which a reader stops, and what to write instead.
+AVOIDED = {
+    r"anew": "again",
+    r"hangs? on": "depends on",
+    r"(is|are) said": "say who says it, or leave it out",
+    r"(to|cannot|could not|can) be had": "available",
+    r"a share": "a part, or some of them",
+    r"in words": "leave it out",
+    r"with the same eyes": "in the same way",
+    r"the base's affair": "left to the base",
+    r"not so, as far as": "not distinguishable from chance",
+    r"thrown out": "removed",
+}
+IN_PAGES = {
+    r"figures?": "value, number or picture",
+    r"slots?": "variable of the optimizer, or its state",
+}
+FOR_DEVELOPERS = {"one_step.md", "changelog.md"}
+
+
+def avoided(text, words):
+    pattern = re.compile(rf"\b({'|'.join(words)})\b", re.IGNORECASE)
+    return [found[0] for found in pattern.finditer(text)]
+
+
+@pytest.mark.backend_agnostic
+def test_words_that_stop_a_reader():
+    for page in DOCS.rglob("*.md"):
+        if page.name not in FOR_DEVELOPERS:
+            text = re.sub(r"`[^`\n]+`", "", page.read_text(encoding="utf-8"))
+            assert not avoided(text, [*AVOIDED, *IN_PAGES]), page.name
+    for name, value in DOCUMENTED.items():
+        assert not avoided(inspect.getdoc(value), AVOIDED), name
+    assert avoided("It hangs on a share, and is said anew.", AVOIDED) == [
+        "hangs on",
+        "a share",
+        "is said",
+        "anew",
+    ]
+
+
 def test_the_reference_has_every_public_name():
     pages = [path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))]
     listed = [name for text in pages for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)]

@@ -159,7 +159,7 @@ def execute(notebook, settings=None, before=""):
             cell.source = constant.sub(line, cell.source)
     run.cells.insert(0, v4.new_code_cell(before))  # and taken out again below
     with tempfile.TemporaryDirectory() as folder:
-        NotebookClient(run, timeout=1800, resources={"metadata": {"path": folder}}).execute()
+        NotebookClient(run, timeout=None, resources={"metadata": {"path": folder}}).execute()
     del run.cells[0]
     for cell in code_cells(run):
         if cell.execution_count:
