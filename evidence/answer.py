@@ -1,4 +1,6 @@
-"""The answer at the top of docs/results.md: three bullets, and a table of what they rest on."""
+"""The answer at the top of docs/results.md: three bullets, and the table that they rest on."""
+
+import itertools
 
 from evidence.arms import (
     BASE,
@@ -11,7 +13,7 @@ from evidence.arms import (
     label,
 )
 from evidence.intervals import paired, pooled
-from evidence.tables import difference_cells, mean, points, table
+from evidence.tables import difference_cells, mean, table
 from evidence.values import ENOUGH_SEEDS, FURTHER_RATES
 
 FINDINGS = {1: "better", 0: "not distinguishable from chance", -1: "worse"}
@@ -19,46 +21,45 @@ FURTHER_SEEDS = 20
 
 
 def bullets(evidence):
-    """The three answers, as a list in Markdown."""
+    """The three answers, in plain words, as a list in Markdown."""
     asked = {
-        "Does SAGE help?": [(SAGE, BASE)],
-        "With the Transformer blocks alone guided, as the authors do?": [(BLOCKS, BASE)],
+        "Does Sage train better than a tuned AdamW?": [(SAGE, BASE, "with all weights guided")],
+        "And with the transformer blocks alone guided, as the authors do?": [(BLOCKS, BASE, "")],
         "Is it the sensitivity?": [
-            (BLOCKS, MEAN_SCALE_BLOCKS),
-            (BLOCKS, LAYERWISE),
-            (SAGE, MEAN_SCALE),
+            (BLOCKS, MEAN_SCALE_BLOCKS, "against one mean scale for all weights of the blocks"),
+            (BLOCKS, LAYERWISE, "against AdamW with the blocks at half the rate"),
+            (SAGE, MEAN_SCALE, "with all weights guided, against one mean scale for all"),
         ],
     }
-    lines = [
-        f"- **{question}** {' '.join(sentence(evidence, *pair) for pair in pairs)}"
-        for question, pairs in asked.items()
-    ]
-    unit = (
-        "Points are hundredths of the metric, and brackets hold the 95 % interval. MeanScale has "
-        "one mean scale in the place of each weight's own, and LayerwiseAdamW trains the blocks at "
-        "half the rate of the rest: neither knows anything of single weights."
+    return "\n".join(
+        f"- **{question}** {answer(evidence, pairs)}" for question, pairs in asked.items()
     )
-    return "\n".join([*lines, "", unit])
 
 
-def sentence(evidence, arm, base):
-    """A difference over the finished tasks, and on which of them it is not chance."""
-    names = f"{label(arm)} to {'tuned ' * (base == BASE)}{label(base)}"
+def answer(evidence, pairs):
+    """The findings on some pairs of arms, those that are alike in one sentence."""
+    findings = [finding(evidence, *pair) for pair in pairs]
+    groups = itertools.groupby(findings, key=lambda one: one[0])
+    return " ".join(f"{found}{';'.join(what for _, what in some)}." for found, some in groups)
+
+
+def finding(evidence, arm, base, what):
+    """The finding over the finished tasks, and on which of them it is not chance."""
+    what = f" {what}" if what else ""
     tasks = evidence.compared(arm, base)
     if not tasks:
-        return f"Not finished: {names}."
-    difference = evidence.pooled(arm, base)
-    finding = FINDINGS[difference.sign].capitalize()
-    single = {task: evidence.difference(task, arm, base) for task in tasks}
-    clear = [
-        f"{FINDINGS[one.sign]} on {task}, {points(one)}" for task, one in single.items() if one.sign
-    ]
-    where = "; ".join([f"{len(tasks)} task{'s' * (len(tasks) > 1)}", *clear])
-    return f"{finding}: {names} {points(difference)} ({where})."
+        return "Not finished", what
+    signs = {task: evidence.difference(task, arm, base).sign for task in tasks}
+    clear = [f"{FINDINGS[sign]} on {task}" for task, sign in signs.items() if sign]
+    if clear and len(clear) < len(tasks):
+        clear.append("not distinguishable on the others")
+    where = f": {', '.join(clear)}" if clear and len(tasks) > 1 else ""
+    found = FINDINGS[evidence.pooled(arm, base).sign].capitalize()
+    return found, f"{what} ({len(tasks)} task{'s' * (len(tasks) > 1)}{where})"
 
 
 def verdicts(evidence):
-    """A row for each question."""
+    """A row for each question, and what its cells are."""
     rows = [["question", "answer", "points", "95 % interval", "where"]]
     asked = [
         (SAGE, BASE, "all weights guided"),
@@ -69,7 +70,7 @@ def verdicts(evidence):
         (LAYERWISE, BASE, "the blocks at half the rate"),
     ]
     for arm, base, what in asked:
-        question = f"{label(arm)} to {label(base)}, {what}"
+        question = f"{label(arm)} against {label(base)}: {what}"
         tasks = evidence.compared(arm, base)
         if not tasks:
             rows.append([question, "not finished", "", "", ""])
@@ -80,7 +81,11 @@ def verdicts(evidence):
         ]
         cells = difference_cells(difference)
         rows.append([question, FINDINGS[difference.sign], *cells, ", ".join(single)])
-    return table(rows)
+    unit = (
+        "Points are hundredths of the metric: the mean over the tasks, each of which counts the "
+        "same, and beside it each task's own."
+    )
+    return f"{table(rows)}\n\n{unit}"
 
 
 def further_section(evidence):

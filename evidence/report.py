@@ -20,7 +20,8 @@ from evidence.values import ENOUGH_SEEDS, Evidence
 REDUNDANCY = results.FOLDER / "redundancy.jsonl"
 LEFT_OUT = results.FOLDER / "left_out.jsonl"
 REPEATED = results.FOLDER / "repeated.jsonl"
-METHOD = pathlib.Path(__file__).parent / "method.md"
+READING = pathlib.Path(__file__).parent / "reading.md"
+METHOD = READING.with_name("method.md")
 DOCS = METHOD.parents[1] / "docs"
 
 
@@ -70,6 +71,7 @@ def write(evidence, redundancy=(), left_out=(), repeated=()):
         "# Does SAGE help, and is it the sensitivity?",
         answer.bullets(evidence),
         answer.verdicts(evidence),
+        READING.read_text(encoding="utf-8").strip(),
         state(evidence),
         "![Difference to tuned AdamW by task](images/results_differences.png)",
         *(task_section(evidence, task) for task in evidence.main_tasks),
@@ -94,8 +96,8 @@ def state(evidence):
         cells = [len(evidence.tuning[task]), len(finished), runs]
         rows.append([task, evidence.metrics[task], *map(str, cells)])
     total = (
-        f"{len(evidence.lines)} runs. The answer above is of the main tasks "
-        f"({', '.join(evidence.main_tasks)}), as far as they are finished."
+        f"{len(evidence.lines)} runs. The answers above are for the main tasks "
+        f"({', '.join(evidence.main_tasks)}), where both arms are finished."
     )
     return f"## What is finished\n\n{total}\n\n{table(rows)}"
 
@@ -194,8 +196,8 @@ def redundancy_section(lines):
             rows.append([f"{task}, {label(arm)}", str(len(some)), gini, *kept])
     text = (
         "The Gini index of the sensitivity of the trained blocks (0 where all weights are equally "
-        "sensitive), and the metric with so many of their least sensitive weights zeroed. In the "
-        "picture the mean of the seeds, and from the worst to the best of them."
+        "sensitive), and the metric with so many of their least sensitive weights set to zero. In "
+        "the picture a line is the mean of the seeds, and each dot a seed."
     )
     picture = "![Sensitivity and pruning of each arm](images/results_redundancy.png)"
     return [f"## Redundancy\n\n{text}\n\n{table(rows)}\n\n{picture}"]

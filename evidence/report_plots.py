@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
 
 from evidence.arms import BASE, CONTROLS, SAGE, label
 
@@ -12,7 +11,7 @@ SHOWN = (BASE, SAGE, *CONTROLS, ("Calibrated", 0.75), ("Adamax", None), ("SageAd
 
 
 def draw_differences(evidence, path):
-    """Draws each arm's difference to tuned AdamW with its interval, by main task.
+    """Draws each arm's difference to tuned AdamW, with its seeds and interval, by main task.
 
     Args:
         evidence: An `Evidence`.
@@ -25,7 +24,7 @@ def draw_differences(evidence, path):
     arms = [arm for arm in arms if arm != BASE]
     figure = Figure(figsize=(2 + 3 * len(tasks), 1.5 + 0.3 * len(arms)))
     figure.set_layout_engine("constrained")
-    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(tasks), sharex=True, sharey=True, squeeze=False)[0]
     for axes, task in zip(panels, tasks):
         axes.axvline(0, color="0.6", linewidth=1)
         for place, arm in enumerate(arms):
@@ -36,12 +35,16 @@ def draw_differences(evidence, path):
                 100 * value for value in (difference.low, difference.mean, difference.high)
             )
             color = "C1" if arm == SAGE else "C0"
+            seeds = 100 * evidence.seed_differences(task, arm)
+            axes.plot(seeds, np.full(len(seeds), place), "o", color=color, alpha=0.4, markersize=4)
             axes.plot([low, high], [place, place], color=color)
-            axes.plot(mean, place, "o", color=color)
+            axes.plot(mean, place, "|", color=color, markersize=11, markeredgewidth=2)
         axes.set(title=task, xlabel="points, to tuned AdamW")
         axes.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(range(len(arms)), [label(arm) for arm in arms])
     panels[0].set_ylim(len(arms) - 0.5, -0.5)
+    farthest = max(map(abs, panels[0].get_xlim()))
+    panels[0].set_xlim(-farthest, farthest)  # zero in the middle, of all panels
     _save(figure, path)
 
 
@@ -70,7 +73,7 @@ def draw_rates(evidence, path):
                 axes.plot(list(values), metric, marker=".", label=label(arm), **style)
         axes.set_xscale("log", base=2)
         axes.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=45)
-        axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+        axes.set_ylim(0, 100)
         axes.set(title=task, xlabel="learning rate", ylabel=f"{evidence.metrics[task]} x 100")
         axes.grid(alpha=0.3)
     found = [zip(*reversed(axes.get_legend_handles_labels())) for axes in panels]
@@ -98,9 +101,8 @@ def draw_redundancy(groups, path):
             zeroed = [100 * float(fraction) for fraction in lines[0]["pruning"]]
             metric = 100 * np.array([list(line["pruning"].values()) for line in lines])
             pruning.plot(zeroed, metric.mean(axis=0), label=label(arm), **style)
-            pruning.fill_between(
-                zeroed, metric.min(axis=0), metric.max(axis=0), alpha=0.15, color=style["color"]
-            )
+            for seed in metric:
+                pruning.plot(zeroed, seed, "o", color=style["color"], alpha=0.4, markersize=3)
         distribution.set_yscale("log")
         distribution.set(
             title=f"{task}: how the sensitivity is distributed",
@@ -109,9 +111,10 @@ def draw_redundancy(groups, path):
         )
         pruning.set(
             title=f"{task}: what pruning costs",
-            xlabel="% of the weights zeroed, the least sensitive first",
+            xlabel="% of the weights set to zero, the least sensitive first",
             ylabel=f"{lines[0]['metric']} x 100",
         )
+        pruning.set_ylim(0, 100)
         for axes in (distribution, pruning):
             axes.grid(alpha=0.3)
             axes.legend()

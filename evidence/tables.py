@@ -20,13 +20,6 @@ def percent(value):
     return f"{100 * value:.2f}"
 
 
-def points(difference):
-    mean, low, high = (
-        f"{100 * value:+.2f}" for value in (difference.mean, difference.low, difference.high)
-    )
-    return f"{mean} [{low}, {high}]"
-
-
 def table(rows):
     rows = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

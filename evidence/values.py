@@ -2,6 +2,8 @@
 
 import collections
 
+import numpy as np
+
 from evidence import lines as results
 from evidence.arms import BASE
 from evidence.intervals import paired, pooled
@@ -54,6 +56,12 @@ class Evidence:
         """An arm against another on one task, `None` where there are too few seeds."""
         final = self.final[task]
         return paired(final.get(arm, {}), final.get(base, {}))
+
+    def seed_differences(self, task, arm, base=BASE):
+        """The differences of an arm to another on one task, an array of one for each seed."""
+        final = self.final[task]
+        values, others = final.get(arm, {}), final.get(base, {})
+        return np.array([values[seed] - others[seed] for seed in values if seed in others])
 
     def compared(self, arm, base):
         """The main tasks on which both arms have all their seeds."""

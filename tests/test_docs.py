@@ -4,6 +4,8 @@ import ast
 import inspect
 import pathlib
 import re
+import subprocess
+import sys
 import textwrap
 
 import keras
@@ -16,6 +18,8 @@ from sage_keras import analysis, callbacks, compression, hub, sensitivity
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 NEEDS_DEVICES = {"distributed.md"}  # its code is read, not run
+NEEDS_TENSORFLOW = {"tfhub.md"}
+SLOW = {"keras_hub.md", "tfhub.md"}
 PAGES = sorted(path for path in DOCS.glob("*.md") if code_blocks(path))
 PUBLIC = (
     {
@@ -33,15 +37,109 @@ PUBLIC = (
 DOCUMENTED = {name: value for name, value in PUBLIC.items() if not isinstance(value, tuple)}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def runnable_pages():
+    for page in PAGES:
+        marks = [pytest.mark.extended] if page.name in SLOW else []
+        yield pytest.param(page, id=page.name, marks=marks)
+
+
+@pytest.mark.parametrize("page", list(runnable_pages()))
 def test_code_runs_and_prints_what_the_page_says(page, capsys, monkeypatch, tmp_path):
-    if page.name in NEEDS_DEVICES:
+    elsewhere = page.name in NEEDS_TENSORFLOW and keras.backend.backend() != "tensorflow"
+    if elsewhere or page.name in NEEDS_DEVICES:
         for code, _ in code_blocks(page):
             compile(code, page.name, "exec")
         return
     monkeypatch.chdir(tmp_path)
-    keras.utils.clear_session()  # names are counted anew
-    run_blocks(code_blocks(page), capsys)
+    keras.utils.clear_session()  # names are counted from one again
+    names = run_blocks(code_blocks(page), capsys)
+    if page.name in JOBS:
+        JOBS[page.name](names)
+
+
+# Eight jobs, each done by the blocks of one page and nothing else. What they leave behind:
+
+
+def swapped(names):
+    assert type(names["again"].optimizer) is type(names["model"].optimizer) is sage_keras.Sage
+    assert int(names["again"].optimizer.iterations) == 24
+
+
+def watched(names):
+    assert names["log"].steps.tolist() == [4, 8, 12, 16, 20, 24]
+    assert pathlib.Path("report.html").stat().st_size > 100_000
+    assert list(pathlib.Path("logs/AdamW").glob("events.out.tfevents.*"))
+
+
+def measured(names):
+    assert list(names["curves"]) == ["sensitivity", "magnitude"]
+    by_sensitivity, by_magnitude = (curve["loss"] for curve in names["curves"].values())
+    assert by_sensitivity[0] == by_magnitude[0] < by_sensitivity[-1] < 1.2 * by_magnitude[-1]
+
+
+def rates_by_layer(names):
+    before, after = names["model"].optimizer, names["again"].optimizer
+    assert type(after) is type(before) is names["LayerwiseSage"]
+    assert after.get_config()["learning_rate_multipliers"]["encoder/"] == 0.5
+
+
+def mixed_and_stopped(names):
+    validation = names["x"][204:], names["y"][204:]
+    losses = [names[one].evaluate(*validation, verbose=0) for one in ("model", "best")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # both have the best true weights
+
+
+def resumed(names):
+    assert int(names["model"].optimizer.iterations) == 48
+
+
+def module_trained(names):
+    assert int(names["again"].optimizer.iterations) == 8
+
+
+def classifier_loaded(names):
+    loaded = names["loaded"].optimizer
+    assert type(loaded) is sage_keras.Sage and int(loaded.iterations) == 4
+
+
+JOBS = {
+    "index.md": swapped,
+    "watch_training.md": watched,
+    "measure.md": measured,
+    "layerwise.md": rates_by_layer,
+    "dps.md": mixed_and_stopped,
+    "resume.md": resumed,
+    "tfhub.md": module_trained,
+    "keras_hub.md": classifier_loaded,
+}
+
+
+@pytest.mark.extended
+def test_page_about_resuming_survives_a_kill(tmp_path):
+    [(code, _)] = code_blocks(DOCS / "resume.md")
+    script = tmp_path / "train.py"
+    # Slow epochs, so that the kill comes between the first and the last.
+    slow = "keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: __import__('time').sleep(1))"
+    changed = code.replace("callbacks=[backup]", f"callbacks=[{slow}, backup]")
+    assert changed != code
+    script.write_text(changed, encoding="utf-8")
+    command = [sys.executable, "-u", str(script)]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as first:
+        for line in first.stdout:
+            if line.startswith("Epoch 4/6"):
+                first.kill()
+                break
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    epochs = re.findall(r"^Epoch (\d)/6", again.stdout, re.MULTILINE)
+    assert epochs in (["4", "5", "6"], ["3", "4", "5", "6"])  # killed before or after the save
+    assert again.stdout.splitlines()[-1] == "48"
+    straight = tmp_path / "straight"
+    straight.mkdir()
+    whole = subprocess.run(
+        [sys.executable, str(script)], cwd=straight, capture_output=True, text=True, check=True
+    )
+    losses = [re.findall(r"loss: ([\d.]+)", run.stdout)[-1] for run in (again, whole)]
+    assert losses[0] == losses[1]
 
 
 def test_the_table_of_mean_scales_is_what_its_code_prints(capsys):
@@ -56,20 +154,62 @@ def test_the_table_of_mean_scales_is_what_its_code_prints(capsys):
 @pytest.mark.backend_agnostic
 def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\ntheme:")[0]
-    assert {path.name for path in DOCS.glob("*.md")} == set(re.findall(r"\w+\.md", navigation))
+    pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
+    assert pages == set(re.findall(r"[\w/]+\.md", navigation))
 
 
 @pytest.mark.backend_agnostic
 def test_pictures_say_what_they_show():
-    for page in [ROOT / "README.md", *DOCS.glob("*.md")]:
+    for page in [ROOT / "README.md", *DOCS.rglob("*.md")]:
         for text, target in re.findall(r"!\[(.*?)\]\((.*?)\)", page.read_text(encoding="utf-8")):
             assert len(text) > 20, f"{page.name}: {target}"
             assert (page.parent / target).is_file()
 
 
+# Words at which a reader stops, and what to write instead.
+AVOIDED = {
+    r"anew": "again",
+    r"hangs? on": "depends on",
+    r"(is|are) said": "say who says it, or leave it out",
+    r"(to|cannot|could not|can) be had": "available",
+    r"a share": "a part, or some of them",
+    r"in words": "leave it out",
+    r"with the same eyes": "in the same way",
+    r"the base's affair": "left to the base",
+    r"not so, as far as": "not distinguishable from chance",
+    r"thrown out": "removed",
+}
+IN_PAGES = {
+    r"figures?": "value, number or picture",
+    r"slots?": "variable of the optimizer, or its state",
+}
+FOR_DEVELOPERS = {"one_step.md", "changelog.md"}
+
+
+def avoided(text, words):
+    pattern = re.compile(rf"\b({'|'.join(words)})\b", re.IGNORECASE)
+    return [found[0] for found in pattern.finditer(text)]
+
+
 @pytest.mark.backend_agnostic
+def test_words_that_stop_a_reader():
+    for page in DOCS.rglob("*.md"):
+        if page.name not in FOR_DEVELOPERS:
+            text = re.sub(r"`[^`\n]+`", "", page.read_text(encoding="utf-8"))
+            assert not avoided(text, [*AVOIDED, *IN_PAGES]), page.name
+    for name, value in DOCUMENTED.items():
+        assert not avoided(inspect.getdoc(value), AVOIDED), name
+    assert avoided("It hangs on a share, and is said anew.", AVOIDED) == [
+        "hangs on",
+        "a share",
+        "is said",
+        "anew",
+    ]
+
+
 def test_the_reference_has_every_public_name():
-    listed = re.findall(r"^::: (\S+)$", (DOCS / "api.md").read_text(encoding="utf-8"), re.M)
+    pages = [path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))]
+    listed = [name for text in pages for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)]
     of_the_measure = {name for name in PUBLIC if name.startswith("sage_keras.sensitivity.")}
     assert set(listed) == set(PUBLIC) - of_the_measure | {"sage_keras.sensitivity"}
     assert len(listed) == len(set(listed))

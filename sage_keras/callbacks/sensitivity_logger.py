@@ -44,14 +44,14 @@ class SensitivityLogger(StateLogger):
     parameters of each variable. All values but `mean` are then those of the sample: its
     quantiles differ by less than one percent more as a rule, and `scale_max` is the largest seen.
 
-    What it costs: before a step that is reported, the sampled part of the slots is copied, and
+    What it costs: before a step that is reported, the sampled sensitivities are copied, and
     afterwards some ten kilobytes of values go to the host. Other steps are left alone, unless
     Keras does not know how many steps an epoch has (a generator): then the last one is not known
     beforehand, and each is copied before, as long as the epoch has no report. What computes the
     values is compiled once for a model, by XLA if the model itself is.
 
-    `s` cannot be had with `steps_per_execution` above 1, with slots in bfloat16, or of an optimizer
-    that overrides `_scale` and not `_scale_of`: its values are left out, with a warning. Where just
+    `s` is not reported with `steps_per_execution` above 1, with sensitivities in bfloat16, or for an
+    optimizer that overrides `_scale` and not `_scale_of`: its values are left out, with a warning. Where just
     one report has to do without (training was stopped in the middle of an epoch), they are
     not-a-number there.
 

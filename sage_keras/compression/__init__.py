@@ -1,4 +1,4 @@
-"""Smaller models: pruned for good, without neurons, in small files, with few trained weights or bits."""
+"""Smaller models: pruned for good, in small files, with few trained weights, in few bits."""
 
 from sage_keras.compression.deltas import apply_delta, remove_delta, save_delta
 from sage_keras.compression.pruning import prune

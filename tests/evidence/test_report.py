@@ -85,16 +85,37 @@ def published():
 def test_page_begins_with_three_bullets_and_a_verdict_for_each_question():
     page = write(make_lines()).split("\n\n")
     first, second, third = page[1].splitlines()
-    gain = "Better: Sage 0.75 to tuned AdamW +2.00 [+2.00, +2.00] (1 task; better on vit"
-    assert first.startswith(f"- **Does SAGE help?** {gain}")
-    assert second.endswith("Not finished: SageBlocks 0.75 to tuned AdamW.")
-    assert "Not distinguishable from chance: Sage 0.75 to MeanScale 0.75 +0.00 [" in third
-    rows = page[3].splitlines()
-    assert "| Sage 0.75 to AdamW, all weights guided | better | +2.00 | +2.00 to +2.00 |" in rows[2]
-    control = "| Sage 0.75 to MeanScale 0.75, one mean scale for the whole model | not "
+    assert first == (
+        "- **Does Sage train better than a tuned AdamW?** Better with all weights guided (1 task)."
+    )
+    assert second.endswith("as the authors do?** Not finished.")
+    assert third.endswith(
+        "weights of the blocks; against AdamW with the blocks at half the rate. "
+        "Not distinguishable from chance with all weights guided, against one mean scale for "
+        "all (1 task)."
+    )
+    rows = page[2].splitlines()
+    verdict = "| Sage 0.75 against AdamW: all weights guided | better | +2.00 | +2.00 to +2.00 |"
+    assert verdict in rows[2]
+    control = "| Sage 0.75 against MeanScale 0.75: one mean scale for the whole model | not "
     assert any(row.startswith(control) for row in rows)
-    unfinished = "| Sage 0.75 to RandomScale 0.75, scales dealt out at random | not finished |"
+    unfinished = "| Sage 0.75 against RandomScale 0.75: scales dealt out at random | not finished |"
     assert any(row.startswith(unfinished) for row in rows)
+
+
+def test_page_says_how_to_read_before_its_tables():
+    headings = [line for line in write(make_lines()).splitlines() if line.startswith("## ")]
+    assert headings[:3] == [
+        "## What follows",
+        "## The arms, and how to read the tables",
+        "## What is finished",
+    ]
+
+
+def test_bullet_names_the_tasks_where_it_is_not_chance():
+    lines = make_lines() + make_lines("vit_320", {("Sage", 0.75): 0})
+    first = write(lines).split("\n\n")[1].splitlines()[0]
+    assert "(2 tasks: better on vit, not distinguishable on the others)." in first
 
 
 def by_hand(lines, arm, base):
@@ -141,15 +162,18 @@ def test_published_bullets_say_what_the_lines_say(bullet, arm, base):
     page = (report.DOCS / "results.md").read_text(encoding="utf-8")
     lines = [one for one in results.read(results.RESULTS) if one["task"] in results.MAIN_TASKS]
     mean, low, high = by_hand(lines, arm, base)
-    finding = "Better" if low > 0 else "Worse" if high < 0 else "Not distinguishable from chance"
-    names = f"{label(arm)} to {'tuned ' * (base[0] == 'AdamW')}{label(base)}"
-    wanted = f"{finding}: {names} {mean:+.2f} [{low:+.2f}, {high:+.2f}]"
-    assert wanted in page.split("\n\n")[1].splitlines()[bullet]
+    finding = "better" if low > 0 else "worse" if high < 0 else "not distinguishable from chance"
+    verdict = f"| {finding} | {mean:+.2f} | {low:+.2f} to {high:+.2f} |"
+    _, bullets, table, *_ = page.split("\n\n")
+    names = f"| {label(arm)} against {label(base)}:"
+    [row] = [one for one in table.splitlines() if one.startswith(names)]
+    assert verdict in row
+    assert finding.capitalize() in bullets.splitlines()[bullet]
 
 
 def test_unfinished_tasks_are_left_out_of_the_answer_and_shown():
     page = write(make_lines() + make_lines("cola", {("Sage", 0.75): -9}, final_seeds=range(3)))
-    assert "+2.00 [+2.00, +2.00] (1 task; better on vit" in page.split("\n\n")[1]
+    assert "| better | +2.00 | +2.00 to +2.00 | vit +2.00 |" in page.split("\n\n")[2]
     assert "| cola | accuracy | 3 | 0 | 18 |" in page
 
 
@@ -171,7 +195,8 @@ def test_further_seeds_stand_for_themselves():
     row = "| vit | 0.002, 0.004 | 5 of 20 | 55.20 | 51.20 | +4.00 | +4.00 to +4.00 |"
     assert row in page
     assert "Under way: it decides nothing before all 3 tasks have 20 seeds." in page
-    assert "SageBlocks 0.75 to MeanScaleBlocks 0.75 +0.00 [" in page.split("\n\n")[1]
+    verdict = "| SageBlocks 0.75 against MeanScaleBlocks 0.75: one mean scale for all blocks | not"
+    assert verdict in page.split("\n\n")[2]
     # At the best rate too they have no part in the other tables.
     at_best = lines[-1] | {"learning_rate": 2e-4, "value": 9.0}
     for text in (page, write([*lines, at_best])):
@@ -221,7 +246,7 @@ def test_search_shows_further_tasks_and_higher_rates_and_the_answer_leaves_them_
     higher = f"| vit, twice the rate | {rates} | 25.10 | +1.00 | +1.00 to +1.00 | +1.00 | +1.00"
     assert further in page and higher in page
     assert "four times the rate |" not in page
-    assert "+2.00 [+2.00, +2.00] (1 task;" in page.split("\n\n")[1]
+    assert "| better | +2.00 | +2.00 to +2.00 | vit +2.00 |" in page.split("\n\n")[2]
     assert "## vit_wrong" not in page
 
 
