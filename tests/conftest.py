@@ -1,3 +1,4 @@
+import gc
 import os
 
 import pytest
@@ -26,6 +27,11 @@ def pytest_collection_modifyitems(config, items):
     extended = [item for item in items if item.get_closest_marker("extended")]
     config.hook.pytest_deselected(items=extended)
     items[:] = [item for item in items if not item.get_closest_marker("extended")]
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # what was imported stays, and need not be looked through again and again
 
 
 def pytest_ignore_collect(collection_path):

@@ -12,6 +12,7 @@ import zipfile
 import pytest
 from common import downloads
 
+pytestmark = pytest.mark.backend_agnostic
 CONTENT = b"what the example needs"
 METADATA = "Metadata-Version: 2.1\nName: tiny_package\nVersion: 1.0\n"
 WHEEL = "tiny_package-1.0-py3-none-any.whl"
@@ -19,8 +20,6 @@ SOURCE = "tiny_package-1.0.tar.gz"
 # A build backend of the archive's own: pip needs nothing else to run it. It leaves a trace.
 BACKEND = """
 import pathlib
-
-pytestmark = pytest.mark.backend_agnostic
 pathlib.Path({trace!r}).touch()
 
 def prepare_metadata_for_build_wheel(folder, config_settings=None):
