@@ -81,6 +81,10 @@ def test_follows_the_twin_for_300_steps(score, mode):
         for one, mask, variable in zip(exact.model, exact.masks, own):
             np.testing.assert_array_equal(to_numpy(optimizer.mask(variable)), mask)
             np.testing.assert_allclose(to_numpy(variable), one, rtol=0, atol=1e-5)
+        if step == 5 and score == "confidence":
+            for one, variable in zip(exact.uncertainties, own):
+                slot = runner.slot(variable, "uncertainty")
+                np.testing.assert_allclose(slot, one, rtol=1e-3, atol=1e-8)
     assert exact.gap > 1e-4  # else the masks could not be told apart in float32
     assert optimizer.sparsity == pytest.approx(1 - 11 / 54)
     if mode != "eager" and BACKEND != "torch":
@@ -287,6 +291,22 @@ def test_what_movement_hides_trains_on_and_comes_back():
     assert shown[1] > 0.6  # it goes on where it was, and not from zero
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow has sparse gradients")
+def test_sparse_gradients_of_what_is_not_pruned_stay_sparse():
+    import tensorflow as tf
+
+    table, kernel = named("tokens/embeddings", (5, 2)), named("a/kernel", (4, 3))
+    optimizer = Platon(total_steps=9)
+    optimizer.build([table, kernel])
+    slices = tf.IndexedSlices(tf.ones((1, 2)), tf.constant([3]), (5, 2))
+    seen = optimizer._before_clipping([slices, tf.ones((4, 3))], [table, kernel])
+    assert seen[0] is slices
+    by_name = Platon(total_steps=9, include=["tokens"])
+    by_name.build([table, kernel])
+    (dense, _) = by_name._before_clipping([slices, tf.ones((4, 3))], [table, kernel])
+    np.testing.assert_array_equal(to_numpy(dense)[2:4], [[0, 0], [1, 1]])
+
+
 def test_one_average_serves_both():
     weights = [named("a/kernel", (4, 3))]
     optimizer = stepped(GuidedPruning(1e-3, begin_step=0, end_step=9), weights)
@@ -338,6 +358,11 @@ BAD = [
     ({"pattern": "2:4"}, ValueError, '`final_sparsity` must be 0.5 with `pattern="2:4"`'),
     ({"beta_3": 1.0}, ValueError, "`beta_3` must be above 0 and at most 0.999"),
     ({"beta_4": 0}, ValueError, "`beta_4` must be above 0 and at most 0.999"),
+    (
+        {"score": "movement", "use_ema": True, "ema_overwrite_frequency": 5},
+        ValueError,
+        "`ema_overwrite_frequency` cannot be used with .*movement",
+    ),
     ({"seed": -1}, ValueError, "`seed` must be at least 0"),
 ]
 
