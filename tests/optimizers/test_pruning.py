@@ -61,7 +61,7 @@ CELLS = [
     pytest.param(score, mode, marks=[pytest.mark.extended] if slow else [])
     for score in SEEDS
     for mode, slow in (
-        ("eager", BACKEND != "torch" and score != "confidence"),
+        ("eager", BACKEND != "torch"),
         (COMPILED, BACKEND == "torch"),
     )
 ]
@@ -135,11 +135,11 @@ class Zeros(keras.callbacks.Callback):
         self.counts.append(sum(int(np.sum(to_numpy(one) == 0)) for one in kernels))
 
 
-def model_and_data(optimizer, batches=STEPS):
+def model_and_data(optimizer, batches=STEPS, **options):
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Dense(6, "tanh", name="up"), keras.layers.Dense(3, name="down")]
     model = keras.Sequential([keras.Input((6,)), *layers])  # 54 weights in its kernels
-    model.compile(optimizer=optimizer, loss="mse")
+    model.compile(optimizer=optimizer, loss="mse", **options)
     random = np.random.default_rng(0)
     x = random.normal(size=(batches * 4, 6)).astype("float32")
     return model, x, x[:, :3] * 2 + x[:, 3:]
@@ -164,12 +164,19 @@ def test_the_exact_count_in_mixed_precision():
     assert int(to_numpy(inner.iterations)) == STEPS
 
 
-@pytest.mark.parametrize("score", ["confidence", "movement"])
-@pytest.mark.parametrize("form", [".keras", ".weights.h5"])
+@pytest.mark.parametrize(
+    ("form", "score"),
+    [
+        (".keras", "confidence"),
+        (".weights.h5", "movement"),
+        pytest.param(".keras", "movement", marks=pytest.mark.extended),
+        pytest.param(".weights.h5", "confidence", marks=pytest.mark.extended),
+    ],
+)
 def test_a_saved_run_goes_on_bit_for_bit_and_sparse(form, score, tmp_path):
     def make(batches):
         optimizer = Platon(LEARNING_RATE, score=score, begin_step=2, end_step=13, update_freq=3)
-        return model_and_data(optimizer, batches)
+        return model_and_data(optimizer, batches, run_eagerly=BACKEND != "jax")
 
     whole, x, y = make(16)
     fit(whole, x, y)
@@ -210,6 +217,7 @@ def named(path, shape):
         return keras.Variable(values.reshape(shape).astype("float32"), name=name)
 
 
+@pytest.mark.backend_agnostic
 def test_what_is_pruned_by_default_and_by_patterns():
     made = [
         named("dense/kernel", (4, 3)),
@@ -239,6 +247,7 @@ def test_what_is_pruned_by_default_and_by_patterns():
     assert [one.path for one in by_pattern.pruned_variables] == ["query/bias", "norm/scale"]
 
 
+@pytest.mark.backend_agnostic
 def test_the_same_share_of_each_variable():
     made = [named("small/kernel", (5, 2)), named("large/kernel", (5, 6))]
     options = {"begin_step": 0, "end_step": 4, "update_freq": 3}
