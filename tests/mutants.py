@@ -101,17 +101,17 @@ MUTANTS = [
     ),
     Mutant(
         "the threshold is that of one weight more",
-        "optimizers/dps/selection.py",
-        "ops.where(ops.greater_equal(reached, count), larger, found)",
-        "ops.where(ops.greater(reached, count), larger, found)",
-        "optimizers/test_selection.py",
+        "thresholds.py",
+        "ops.greater_equal(_count([ops.greater_equal(bits, value)]), count)",
+        "ops.greater(_count([ops.greater_equal(bits, value)]), count)",
+        "test_thresholds.py",
     ),
     Mutant(
         "the weights at the threshold are dropped",
-        "optimizers/dps/selection.py",
+        "thresholds.py",
         "ops.greater_equal(ops.view(scores",
         "ops.greater(ops.view(scores",
-        "optimizers/test_selection.py",
+        "test_thresholds.py",
     ),
     Mutant(
         "stages of 50 steps do not punish frequency",
@@ -136,7 +136,7 @@ MUTANTS = [
     ),
     Mutant(
         "columns of Gemma's queries go by their heads",
-        "optimizers/dps/selection.py",
+        "optimizers/columns.py",
         "if shape[0] >= shape[1] else (1, shape[1], 1)",
         "if shape[0] >= shape[1] else (shape[0], 1, 1)",
         "optimizers/test_selection.py",
@@ -247,8 +247,8 @@ MUTANTS = [
     Mutant(
         "measuring scales the learning rate",
         "optimizers/sage/guided.py",
-        "            if self.guide:\n                scale",
-        "            if True:\n                scale",
+        "        if self.guide:\n            learning_rate",
+        "        if True:\n            learning_rate",
         "optimizers/test_base_equality.py",
     ),
     Mutant(
