@@ -10,7 +10,7 @@ import tensorflow as tf
 from distribution import jobs
 from modes import to_numpy
 
-from sage_keras import SparseAdamW
+import sage_keras
 
 [cpu] = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
@@ -84,6 +84,25 @@ def test_what_keras_does_not_support_is_refused_in_words(argument, settings):
         fit(2, functools.partial(jobs.OPTIMIZERS["AdamW"], **settings))
     with pytest.raises(ValueError, match=f"`{argument}` does not work.*Received: {argument}=2"):
         fit(2, functools.partial(jobs.OPTIMIZERS["Sage"], **settings))
+
+
+def test_zeros_stay_zero_on_all_replicas():
+    class Sparse(sage_keras.KeepZeros, keras.optimizers.AdamW):
+        pass
+
+    def fit_sparse(replicas):
+        with make_strategy(replicas).scope():
+            model = jobs.make_model()
+            model.compile(optimizer=Sparse(jobs.LEARNING_RATE), loss="mse", jit_compile=False)
+        first = model.trainable_variables[0]
+        first.assign(tf.where(tf.abs(first) < 0.1, 0.0, first))
+        zeros = to_numpy(first) == 0
+        jobs.fit(model, *jobs.data())
+        for copy in getattr(first.value, "values", [first.value]):  # of each replica
+            np.testing.assert_array_equal(copy.numpy() == 0, zeros)
+        return model.get_weights()
+
+    jobs.assert_equal(fit_sparse(4), fit_sparse(1))
 
 
 def test_averages_without_overwriting_work():

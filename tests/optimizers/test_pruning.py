@@ -61,7 +61,7 @@ CELLS = [
     pytest.param(score, mode, marks=[pytest.mark.extended] if slow else [])
     for score in SEEDS
     for mode, slow in (
-        ("eager", BACKEND != "torch" and score != "confidence"),
+        ("eager", BACKEND != "torch"),
         (COMPILED, BACKEND == "torch"),
     )
 ]
@@ -81,6 +81,10 @@ def test_follows_the_twin_for_300_steps(score, mode):
         for one, mask, variable in zip(exact.model, exact.masks, own):
             np.testing.assert_array_equal(to_numpy(optimizer.mask(variable)), mask)
             np.testing.assert_allclose(to_numpy(variable), one, rtol=0, atol=1e-5)
+        if step == 5 and score == "confidence":
+            for one, variable in zip(exact.uncertainties, own):
+                slot = runner.slot(variable, "uncertainty")
+                np.testing.assert_allclose(slot, one, rtol=1e-3, atol=1e-8)
     assert exact.gap > 1e-4  # else the masks could not be told apart in float32
     assert optimizer.sparsity == pytest.approx(1 - 11 / 54)
     if mode != "eager" and BACKEND != "torch":
@@ -131,11 +135,11 @@ class Zeros(keras.callbacks.Callback):
         self.counts.append(sum(int(np.sum(to_numpy(one) == 0)) for one in kernels))
 
 
-def model_and_data(optimizer, batches=STEPS):
+def model_and_data(optimizer, batches=STEPS, **options):
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Dense(6, "tanh", name="up"), keras.layers.Dense(3, name="down")]
     model = keras.Sequential([keras.Input((6,)), *layers])  # 54 weights in its kernels
-    model.compile(optimizer=optimizer, loss="mse")
+    model.compile(optimizer=optimizer, loss="mse", **options)
     random = np.random.default_rng(0)
     x = random.normal(size=(batches * 4, 6)).astype("float32")
     return model, x, x[:, :3] * 2 + x[:, 3:]
@@ -160,12 +164,19 @@ def test_the_exact_count_in_mixed_precision():
     assert int(to_numpy(inner.iterations)) == STEPS
 
 
-@pytest.mark.parametrize("score", ["confidence", "movement"])
-@pytest.mark.parametrize("form", [".keras", ".weights.h5"])
+@pytest.mark.parametrize(
+    ("form", "score"),
+    [
+        (".keras", "confidence"),
+        (".weights.h5", "movement"),
+        pytest.param(".keras", "movement", marks=pytest.mark.extended),
+        pytest.param(".weights.h5", "confidence", marks=pytest.mark.extended),
+    ],
+)
 def test_a_saved_run_goes_on_bit_for_bit_and_sparse(form, score, tmp_path):
     def make(batches):
         optimizer = Platon(LEARNING_RATE, score=score, begin_step=2, end_step=13, update_freq=3)
-        return model_and_data(optimizer, batches)
+        return model_and_data(optimizer, batches, run_eagerly=BACKEND != "jax")
 
     whole, x, y = make(16)
     fit(whole, x, y)
@@ -206,6 +217,7 @@ def named(path, shape):
         return keras.Variable(values.reshape(shape).astype("float32"), name=name)
 
 
+@pytest.mark.backend_agnostic
 def test_what_is_pruned_by_default_and_by_patterns():
     made = [
         named("dense/kernel", (4, 3)),
@@ -235,6 +247,7 @@ def test_what_is_pruned_by_default_and_by_patterns():
     assert [one.path for one in by_pattern.pruned_variables] == ["query/bias", "norm/scale"]
 
 
+@pytest.mark.backend_agnostic
 def test_the_same_share_of_each_variable():
     made = [named("small/kernel", (5, 2)), named("large/kernel", (5, 6))]
     options = {"begin_step": 0, "end_step": 4, "update_freq": 3}
@@ -285,6 +298,22 @@ def test_what_movement_hides_trains_on_and_comes_back():
     shown = to_numpy(weight).ravel()
     assert shown[0] == 0
     assert shown[1] > 0.6  # it goes on where it was, and not from zero
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow has sparse gradients")
+def test_sparse_gradients_of_what_is_not_pruned_stay_sparse():
+    import tensorflow as tf
+
+    table, kernel = named("tokens/embeddings", (5, 2)), named("a/kernel", (4, 3))
+    optimizer = Platon(total_steps=9)
+    optimizer.build([table, kernel])
+    slices = tf.IndexedSlices(tf.ones((1, 2)), tf.constant([3]), (5, 2))
+    seen = optimizer._before_clipping([slices, tf.ones((4, 3))], [table, kernel])
+    assert seen[0] is slices
+    by_name = Platon(total_steps=9, include=["tokens"])
+    by_name.build([table, kernel])
+    (dense, _) = by_name._before_clipping([slices, tf.ones((4, 3))], [table, kernel])
+    np.testing.assert_array_equal(to_numpy(dense)[2:4], [[0, 0], [1, 1]])
 
 
 def test_one_average_serves_both():
@@ -338,6 +367,11 @@ BAD = [
     ({"pattern": "2:4"}, ValueError, '`final_sparsity` must be 0.5 with `pattern="2:4"`'),
     ({"beta_3": 1.0}, ValueError, "`beta_3` must be above 0 and at most 0.999"),
     ({"beta_4": 0}, ValueError, "`beta_4` must be above 0 and at most 0.999"),
+    (
+        {"score": "movement", "use_ema": True, "ema_overwrite_frequency": 5},
+        ValueError,
+        "`ema_overwrite_frequency` cannot be used with .*movement",
+    ),
     ({"seed": -1}, ValueError, "`seed` must be at least 0"),
 ]
 

@@ -9,7 +9,7 @@ from keras import ops
 from sage_keras import arguments, scores, thresholds
 from sage_keras import sensitivity as measure
 from sage_keras.annotations import Tensor, Variable
-from sage_keras.backend import cond, has_value, is_concrete, is_laid_out
+from sage_keras.backend import cond, has_value, is_concrete, is_laid_out, to_dense
 from sage_keras.optimizers.measured import SensitivityAverage
 from sage_keras.optimizers.patterns import is_weight_matrix
 from sage_keras.optimizers.pruning import pattern as groups
@@ -168,6 +168,13 @@ class GradualPruning(SensitivityAverage):
             "beta_4", beta_4, 0.0, _LARGEST_BETA_4, "0.95", high_included=True
         )
         self.seed = arguments.integer("seed", seed, low=0, example=0)
+        if self.score == "movement" and self.ema_overwrite_frequency:
+            raise ValueError(
+                'Argument `ema_overwrite_frequency` cannot be used with `score="movement"`: the '
+                "averages are pruned too, and would overwrite what is hidden. Leave it out; "
+                "`keras.callbacks.SwapEMAWeights` and the end of `fit` take the averages as "
+                f"before. Received: ema_overwrite_frequency={self.ema_overwrite_frequency!r}"
+            )
         self._set_steps(total_steps, begin, end, begin_step, end_step)
 
     def _check_pattern(self, pattern: Any) -> str | None:
@@ -303,7 +310,11 @@ class GradualPruning(SensitivityAverage):
 
     def _before_clipping(self, grads: list[Tensor], variables: list[Variable]) -> list[Tensor]:
         if self.score not in scores.WITHOUT_DATA:
-            grads = self._dense(grads, variables)
+            indices = [self._get_variable_index(variable) for variable in variables]
+            grads = [
+                to_dense(gradient) if self._pruned[index] else gradient
+                for gradient, index in zip(grads, indices)
+            ]
         return super()._before_clipping(grads, variables)
 
     def _adjust(
@@ -481,7 +492,7 @@ class GradualPruning(SensitivityAverage):
                 f"Argument `variable` must be one that this optimizer {instead}. "
                 f"Received: variable={variable_path(variable)}"
             )
-        return self._pruning_mask(index)
+        return ops.copy(self._pruning_mask(index))  # the slot's own is gone after a step on JAX
 
     def kept_counts(self) -> list[int]:
         """How many weights of each pruned variable are kept.

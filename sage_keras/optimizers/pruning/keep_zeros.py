@@ -1,6 +1,7 @@
 """The mixin that keeps zeros where a model has them: fine-tuning of what was pruned."""
 
 import threading
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from keras import ops
@@ -72,7 +73,18 @@ class KeepZeros(VariableChoice):
     def _end_step(self, updated: Tensor) -> None:
         """Puts them back."""
         super()._end_step(updated)
-        zeros, self._local.zeros = self._local.zeros, []  # tensors of a trace do not outlive it
+        self._put_back()
+
+    def _step(self, grads: Sequence[Tensor], variables: Sequence[Variable] | None) -> None:
+        try:
+            super()._step(grads, variables)
+        except BaseException:  # Ctrl-C in mid-step, after which the zeros would not be known
+            self._put_back()
+            raise
+
+    def _put_back(self) -> None:
+        zeros = getattr(self._local, "zeros", [])
+        self._local.zeros = []  # tensors of a trace do not outlive it
         kept = list(zip(self._with_zeros(), zeros))
         if self.use_ema:
             pairs = zip(self._model_variables_moving_average, self._keeps_zeros)
@@ -86,10 +98,8 @@ class KeepZeros(VariableChoice):
         return [one for one, yes in zip(self._trainable_variables, self._keeps_zeros) if yes]
 
     def _phrases(self) -> list[str]:
-        phrase = (
-            f"keeps the zeros of {sum(self._keeps_zeros)} of {len(self._keeps_zeros)} variables"
-        )
-        return [phrase, *super()._phrases()]
+        counts = f"{sum(self._keeps_zeros)} of {len(self._keeps_zeros)}"
+        return [f"keeps the zeros of {counts} variables", *super()._phrases()]
 
     def _summary_columns(self) -> list[dict[str, str]]:
         marks = {
