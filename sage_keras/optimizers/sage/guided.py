@@ -196,15 +196,20 @@ class SensitivityGuided(VariableChoice):
             dense_gradient = to_dense(gradient)
             dtype = measure.compute_dtype(variable.dtype)
             arrays = [ops.cast(one, dtype) for one in (variable, dense_gradient, slot)]
+            if self.guide and self.calibrate:
+                now = self._mean_scale_of_sample(arrays)
+                # It is never negative. This has XLA take the sample before it overwrites in place
+                # what the sample is of, so that it needs no copy.
+                arrays[2] = ops.where(ops.less(now, 0), now, arrays[2])
             value, average = self._measured(*arrays)
             average = measure.as_stored(average, self.sensitivity_dtype, index, self.iterations)
             if self.guide:
                 scale = self._scale(variable, value, ops.cast(average, dtype))
                 if self.calibrate:
-                    scale = self._calibrated(variable, scale, arrays)
+                    scale = self._calibrated(variable, scale, now)
                 learning_rate = ops.multiply(learning_rate, scale)
                 gradient = dense_gradient
-            self.assign(slot, average)  # last: torch changes it in place, and `arrays` with it
+            self.assign(slot, average)
         return super()._adjust(gradient, variable, learning_rate)
 
     @property
@@ -294,22 +299,23 @@ class SensitivityGuided(VariableChoice):
         value = measure.capped(measure.sensitivity(weight, gradient))
         return value, measure.moving_average(average, value, self.beta_3)
 
-    def _calibrated(self, variable: Variable, scale: Tensor, arrays: list[Tensor]) -> Tensor:
-        """The scale divided by its mean so far, to which this step's is then added.
+    def _mean_scale_of_sample(self, arrays: list[Tensor]) -> Tensor:
+        """The mean scale of this step, from weight, gradient and average before it.
+
+        Not from the scale: for a sample of that XLA stores the new average first, and reads
+        everything a second time for the update.
+        """
+        value, average = self._measured(*map(measure.sample, arrays))
+        return ops.mean(self._scale_of(value, average, self.iterations + 1))
+
+    def _calibrated(self, variable: Variable, scale: Tensor, now: Tensor) -> Tensor:
+        """The scale divided by its mean so far, to which this step's, `now`, is then added.
 
         The first step's does not count: it is the same for all weights, whatever they are.
         """
         slot = self._mean_scales[self._get_variable_index(variable)]
         mean = ops.convert_to_tensor(slot)  # 1 as long as none has counted
-        # A sample of what the step begins with, and not of the scale: for that XLA stores the new
-        # average first, and reads everything a second time for the update.
-        value, average = self._measured(*map(measure.sample, arrays))
-        now = ops.mean(self._scale_of(value, average, self.iterations + 1))
-        # `now` is never negative: this has XLA take the sample before it overwrites in place what
-        # the sample is of, so that it needs no copy.
-        mean_before = ops.where(ops.less(now, 0), now, mean)
-        divisor = computed_once(ops.maximum(mean_before, _LEAST_MEAN_SCALE))
-        calibrated = ops.divide(scale, divisor)
+        calibrated = ops.divide(scale, computed_once(ops.maximum(mean, _LEAST_MEAN_SCALE)))
         count = ops.cast(self.iterations, scale.dtype)
         self.assign(slot, measure.running_mean(mean, now, count))
         return calibrated
