@@ -202,7 +202,7 @@ def sample(values: Tensor, limit: int = 2**14) -> Tensor:
 
     Args:
         values: Tensor.
-        limit: Integer, at least 1, how many elements there are at most. Defaults to 16,384. Of
+        limit: Integer, at least 1, how many elements there are at most. Defaults to `16384`. Of
             larger arrays every second, third or so slice along the longest axis is taken, the
             first one included; where one slice alone is too large, of that again.
 
