@@ -104,7 +104,8 @@ def computed_once(tensor: Tensor) -> Tensor:
         return tensor
     import jax
 
-    return jax.lax.optimization_barrier(tensor)
+    barrier: Callable[[Tensor], Tensor] = jax.lax.optimization_barrier
+    return barrier(tensor)
 
 
 def compiled_loop(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -212,35 +212,6 @@ def learning_rate_scale(value: Tensor, smoothed: Tensor, epsilon: float = 1e-12)
     return ops.divide(ops.add(variation, epsilon), ops.add(smoothed, epsilon))
 
 
-def sample(values: Tensor, limit: int = 2**14) -> Tensor:
-    """An array, or a regular sample of a large one.
-
-    The mean of 16,384 independent values is off by 0.8 % of their standard deviation.
-
-    Args:
-        values: Tensor.
-        limit: Integer, at least 1, how many elements there are at most. Defaults to 16,384. Of
-            larger arrays every second, third or so slice along the longest axis is taken, the
-            first one included; where one slice alone is too large, of that again.
-
-    Returns:
-        Tensor of the same number of axes.
-
-    Example:
-
-    >>> from keras import ops
-    >>> ops.convert_to_numpy(sample(ops.array([1.0, 2.0, 6.0]), limit=2)).tolist()
-    [1.0, 6.0]
-    """
-    sizes = list(values.shape)
-    strides = [1] * len(sizes)
-    for axis in sorted(range(len(sizes)), key=lambda axis: -sizes[axis]):
-        kept = max(1, limit * sizes[axis] // math.prod(sizes))
-        strides[axis] = math.ceil(sizes[axis] / kept)
-        sizes[axis] = math.ceil(sizes[axis] / strides[axis])
-    return values[tuple(slice(None, None, stride) for stride in strides)]
-
-
 def running_mean(mean: Tensor, value: Tensor, count: Tensor) -> Tensor:
     """The mean of a series so far, from the mean before its last value.
 

@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import pytest
-import twin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
@@ -38,20 +37,6 @@ def runs(draw):
     shape = (draw(STEPS), 8)
     values = random.standard_cauchy(shape) * 10.0 ** random.uniform(-6, 3, shape)
     return (values * (random.random(shape) < draw(st.floats(0.05, 1.0)))).astype("float32")
-
-
-@pytest.mark.parametrize("shape", [(), (7,), (300, 300), (70000,), (2, 3, 50000), (400, 300, 2)])
-def test_sample_is_all_of_a_small_array_and_regular_slices_of_a_large_one(shape):
-    values = np.random.default_rng(0).normal(size=shape).astype("float32")
-    found = to_numpy(measure.sample(ops.convert_to_tensor(values)))
-    assert found.size == values.size if values.size <= 2**14 else 2**13 < found.size <= 2**14
-    np.testing.assert_allclose(np.mean(found), twin.sample_mean(values), rtol=1e-4)
-
-
-def test_sample_of_an_array_of_which_one_slice_is_too_large():
-    found = to_numpy(measure.sample(ops.reshape(ops.arange(60), (5, 4, 3)), limit=4))
-    assert found.shape == (1, 1, 3)
-    np.testing.assert_array_equal(found.ravel(), [0, 1, 2])
 
 
 def test_golden_values():

@@ -17,17 +17,6 @@ def clip_by_global_norm(gradients, limit):
     return [g * limit / max(norm, limit) for g in gradients]
 
 
-def sample_mean(values, limit=2**14):
-    """The mean of at most so many elements: of every k-th slice along the longest axis."""
-    while values.size > limit:
-        axis = int(np.argmax(values.shape))
-        size = values.shape[axis]
-        kept = max(1, limit // (values.size // size))
-        step = -(-size // kept)
-        values = np.take(values, range(0, size, step), axis)
-    return np.mean(values)
-
-
 class Twin:
     """One weight array under a guided optimizer: `weight`, `state` and `step`."""
 
@@ -75,7 +64,7 @@ class Twin:
         self.scale = (variation + self.sensitivity_epsilon) / (smoothed + self.sensitivity_epsilon)
         self.state["sensitivity"] = average
         if "mean_scale" in self.state:
-            mean, now = self.state["mean_scale"], sample_mean(self.scale)
+            mean, now = self.state["mean_scale"], np.mean(self.scale)
             self.scale = self.scale / max(mean, 0.1)
             if t > 1:  # the mean of steps 2 to t
                 self.state["mean_scale"] = ((t - 2) * mean + now) / (t - 1)

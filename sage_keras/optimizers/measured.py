@@ -70,19 +70,16 @@ class SensitivityAverage(VariableChoice):
         slot = self._sensitivities[index]
         if slot is not None:
             dtype = measure.compute_dtype(variable.dtype)
-            arrays = (variable, to_dense(gradient), slot)
-            value, average = self._measure(*(ops.cast(one, dtype) for one in arrays))
+            value = measure.capped(
+                measure.sensitivity(ops.cast(variable, dtype), ops.cast(to_dense(gradient), dtype))
+            )
+            average = measure.moving_average(ops.cast(slot, dtype), value, self.beta_3)
             average = measure.as_stored(average, self.sensitivity_dtype, index, self.iterations)
+            self.assign(slot, average)
             gradient, learning_rate = self._use_sensitivity(
                 gradient, variable, learning_rate, value, ops.cast(average, dtype)
             )
-            self.assign(slot, average)
         return super()._adjust(gradient, variable, learning_rate)
-
-    def _measure(self, weight: Tensor, gradient: Tensor, average: Tensor) -> tuple[Tensor, Tensor]:
-        """The sensitivity, and its moving average with it."""
-        value = measure.capped(measure.sensitivity(weight, gradient))
-        return value, measure.moving_average(average, value, self.beta_3)
 
     def _use_sensitivity(
         self,
@@ -92,8 +89,5 @@ class SensitivityAverage(VariableChoice):
         value: Tensor,
         average: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Hook: gradient and learning rate, with this step's sensitivity and its average.
-
-        The slot of the average still holds that of the step before.
-        """
+        """Hook: gradient and learning rate, with this step's sensitivity and its average."""
         return gradient, learning_rate

@@ -20,8 +20,8 @@ LOOPS = {
     "AdamW": 3,  # both moments, and the weight
     "Sage": 5,  # those, the decay of the weight, and the sensitivity
     "Sage, bfloat16": 5,
-    # The sample makes loops of its own size only.
-    "Sage, calibrated": 5,
+    # The scale, which the mean reads; TensorFlow's XLA also divides the new average beforehand.
+    "Sage, calibrated": 7 if BACKEND == "tensorflow" else 6,
     "SageAdam": 4,
     "SageSGD": 2,
 }
@@ -81,7 +81,7 @@ def test_loops_over_a_variable(name):
         ("AdamW", 10),
         ("Sage", 18),
         ("Sage, bfloat16", 16.5),
-        ("Sage, calibrated", 20.36),  # 2.36 for the sample, which XLA for CPU counts in part whole
+        ("Sage, calibrated", 22),
         ("SageSGD", 8),
     ],
 )

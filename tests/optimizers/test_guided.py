@@ -311,10 +311,8 @@ def test_calibrated_scales_are_1_in_the_mean():
     for calibrate in (False, True):
         # No learning rate: the weights, and with them the noise, stay as they are.
         optimizer = SageSGD(learning_rate=0.0, bias_correction=True, calibrate=calibrate)
-        name = "_calibrated" if calibrate else "_scale"
-        scale, scales = getattr(optimizer, name), []
-        noted = lambda *args: scales.append(to_numpy(scale(*args))) or scales[-1]  # noqa: B023, E731
-        setattr(optimizer, name, noted)
+        scale, scales = optimizer._scale, []
+        optimizer._scale = lambda *args: scales.append(to_numpy(scale(*args))) or scales[-1]  # noqa: B023
         weights = [keras.Variable(np.full(shape, 0.1)) for shape in ((40, 50), (2000,))]
         for _ in range(200):
             optimizer.apply(

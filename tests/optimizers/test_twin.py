@@ -78,22 +78,6 @@ def test_follows_the_twin(name, average, bias_correction, mode):
     assert runner.compilations == (STEPS[mode] if mode == "eager" else 1)
 
 
-def test_large_variables_are_calibrated_by_the_mean_of_a_sample():
-    random = np.random.default_rng(1)
-    weight = random.normal(size=(300, 500)).astype("float32")
-    gradients = [random.normal(size=weight.shape).astype("float32") for _ in range(3)]
-    variable = keras.Variable(weight, name="weight")
-    optimizer = sage_keras.SageSGD(LEARNING_RATE, bias_correction=True, calibrate=True)
-    runner = Runner(optimizer, [variable], "eager")
-    expected = twin.SGD(weight, LEARNING_RATE, calibrate=True)
-    for g in gradients:
-        runner.step([g])
-        expected.step(g)
-    mean = expected.state["mean_scale"]
-    assert abs(np.mean(expected.scale) / mean - 1) > 1e-3  # or the sample would not be seen
-    assert runner.slot(variable, "mean_scale") == pytest.approx(mean, rel=1e-5)
-
-
 def _float32(arrays):
     return [array.astype("float32") for array in arrays]
 

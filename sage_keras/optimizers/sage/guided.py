@@ -10,7 +10,7 @@ from keras import ops
 from sage_keras import arguments
 from sage_keras import sensitivity as measure
 from sage_keras.annotations import Tensor, Variable
-from sage_keras.backend import computed_once, to_dense
+from sage_keras.backend import to_dense
 from sage_keras.optimizers.base import find_optimizers
 from sage_keras.optimizers.measured import SensitivityAverage
 
@@ -63,7 +63,7 @@ class SensitivityGuided(SensitivityAverage):
     - With `calibrate=True` the mean of `s` is about 1, and the learning rate that works is that of
       the base. `s` is divided by its mean over the variable and over the steps so far, the first
       and the present one left out, which counts as 0.1 at least. So `s` may reach ten times the
-      bound above. Of variables with more than 16,384 weights the mean is that of a regular sample.
+      bound above.
 
     Args:
         *args: Positional arguments of the base optimizer.
@@ -188,11 +188,8 @@ class SensitivityGuided(SensitivityAverage):
     ) -> tuple[Tensor, Tensor]:
         """Scales the variable's learning rate by its sensitivity."""
         if self.guide:
+            learning_rate = ops.multiply(learning_rate, self._scale(variable, value, average))
             gradient = to_dense(gradient)
-            scale = self._scale(variable, value, average)
-            if self.calibrate:
-                scale = self._calibrated(variable, gradient, scale)
-            learning_rate = ops.multiply(learning_rate, scale)
         return super()._use_sensitivity(gradient, variable, learning_rate, value, average)
 
     def _takes_all(self) -> bool:
@@ -283,7 +280,8 @@ class SensitivityGuided(SensitivityAverage):
 
         The place to override for a scale that needs the variable, or state of its own.
         """
-        return self._scale_of(value, average, self.iterations + 1)
+        scale = self._scale_of(value, average, self.iterations + 1)
+        return self._calibrated(variable, scale) if self.calibrate else scale
 
     def _scale_of(self, value: Tensor, average: Tensor, step: Tensor) -> Tensor:
         """The scale of each element, from its sensitivity and moving average at a step.
@@ -296,27 +294,16 @@ class SensitivityGuided(SensitivityAverage):
             smoothed = measure.bias_corrected(smoothed, self.beta_3, ops.cast(step, value.dtype))
         return measure.learning_rate_scale(value, smoothed, self.sensitivity_epsilon)
 
-    def _calibrated(self, variable: Variable, gradient: Tensor, scale: Tensor) -> Tensor:
+    def _calibrated(self, variable: Variable, scale: Tensor) -> Tensor:
         """The scale divided by its mean so far, to which this step's is then added.
 
         The first step's does not count: it is the same for all weights, whatever they are.
         """
-        index = self._get_variable_index(variable)
-        slot = self._mean_scales[index]
+        slot = self._mean_scales[self._get_variable_index(variable)]
         mean = ops.convert_to_tensor(slot)  # 1 as long as none has counted
-        # A sample of what the step begins with, and not of the scale: for that XLA stores the new
-        # average first, and reads everything a second time for the update.
-        arrays = [variable, gradient, self._sensitivities[index]]
-        samples = [measure.sample(ops.convert_to_tensor(one)) for one in arrays]
-        value, average = self._measure(*(ops.cast(one, scale.dtype) for one in samples))
-        now = ops.mean(self._scale_of(value, average, self.iterations + 1))
-        # `now` is never negative: this has XLA take the sample before it overwrites in place what
-        # the sample is of, so that it needs no copy.
-        mean_before = ops.where(ops.less(now, 0), now, mean)
-        divisor = computed_once(ops.maximum(mean_before, _LEAST_MEAN_SCALE))
-        calibrated = ops.divide(scale, divisor)
+        calibrated = ops.divide(scale, ops.maximum(mean, _LEAST_MEAN_SCALE))
         count = ops.cast(self.iterations, scale.dtype)
-        self.assign(slot, measure.running_mean(mean, now, count))
+        self.assign(slot, measure.running_mean(mean, ops.mean(scale), count))
         return calibrated
 
 
