@@ -573,6 +573,70 @@ MUTANTS = [
         "optimizers/test_tensorflow.py",
         "tensorflow",
     ),
+    # Compression: pruning for good, files, ranks and bits.
+    Mutant(
+        "pruning for good takes biases too",
+        "compression/pruning.py",
+        "chosen = arguments.chosen(include, exclude, list(arrays), default=matrices)",
+        "chosen = arguments.chosen(include, exclude, list(arrays))",
+        "compression/test_pruning.py",
+    ),
+    Mutant(
+        "a file that is not as it was written is read",
+        "compression/files.py",
+        "or hashlib.sha256(body).digest() != digest",
+        "or False",
+        "compression/test_files.py",
+    ),
+    Mutant(
+        "zeros are told by value, and minus zero is lost",
+        "compression/sparse_files.py",
+        "positions = np.flatnonzero(bits)",
+        "positions = np.flatnonzero(files.as_array(bits, bits.shape, dtype).astype('float32'))",
+        "compression/test_files.py",
+    ),
+    Mutant(
+        "what stands behind the end of a part is passed over",
+        "compression/files.py",
+        "or stream.unused_data:",
+        "or False:",
+        "compression/test_files.py",
+    ),
+    Mutant(
+        "a delta is put on any base",
+        "compression/deltas.py",
+        "if found != header.get(expected):",
+        "if False:",
+        "compression/test_files.py",
+    ),
+    Mutant(
+        "a layer's rank may be above the smaller side of its kernel",
+        "compression/ranks.py",
+        "ranks[index] + parts[index] > most[index]",
+        "False",
+        "compression/test_ranks.py",
+    ),
+    Mutant(
+        "adapters that were loaded as zeros stay so",
+        "compression/ranks.py",
+        "if not np.any(to_numpy(first)):",
+        "if False:",
+        "compression/test_ranks.py",
+    ),
+    Mutant(
+        "the layers of the highest loss are kept, however many weights they have",
+        "compression/quantization.py",
+        "if one.weights <= room:",
+        "if room > 0:",
+        "compression/test_quantization.py",
+    ),
+    Mutant(
+        "a loss is that of the weights and not of their rounding",
+        "compression/quantization.py",
+        "model, data, measure.sensitivity, directions, batches,",
+        "model, data, measure.sensitivity, None, batches,",
+        "compression/test_quantization.py",
+    ),
 ]
 
 

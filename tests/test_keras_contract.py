@@ -154,7 +154,7 @@ def test_variables_made_of_a_tensorflow_variable_share_it():
 
 
 def test_models_still_list_all_their_layers():
-    """layerwise/decay.py: the layers whose names Keras made up, nested ones included."""
+    """layerwise/decay.py, compression/ranks.py: the layers, nested ones included."""
     inner = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, name="inner")])
     model = keras.Sequential([keras.Input((1,)), inner])
     assert "inner" in {layer.name for layer in model._flatten_layers(include_self=False)}

@@ -278,14 +278,18 @@ def test_parts_that_were_made_up_are_refused(written, tmp_path):
     count = header["variables"][0]["count"]
     beyond = np.zeros(count, "uint32")
     beyond[-1] = 24
-    parts = {
-        "a position is beyond its end": zlib.compress(
-            beyond.view("uint8").reshape(-1, 4).T.tobytes()
+    whole = content[end : end + gaps]
+    parts = [
+        (
+            "a position is beyond its end",
+            zlib.compress(beyond.view("uint8").reshape(-1, 4).T.tobytes()),
         ),
-        "it is of another length": zlib.compress(bytes(10**7)),  # unpacked no further than needed
-        "cannot be read": b"\x00" * gaps,
-    }
-    for message, part in parts.items():
+        ("it is of another length", zlib.compress(bytes(10**7))),  # unpacked no further than needed
+        ("it is of another length", whole + bytes(3)),
+        ("it is of another length", whole[:-4]),  # its values are there, and its end is not
+        ("cannot be read", b"\x00" * gaps),
+    ]
+    for message, part in parts:
         made_up = content[:end] + part + content[end + gaps :]
 
         def change(header, part=part):

@@ -8,8 +8,8 @@ import pytest
 from modes import to_numpy
 
 from sage_keras.analysis.measure import mean_scores
-from sage_keras.compression import quantization_sensitivity
-from sage_keras.compression.quantization import _matrices, _rounding
+from sage_keras.compression import QuantizationSensitivity, quantization_sensitivity
+from sage_keras.compression.quantization import LayerLoss, _matrices, _rounding
 from sage_keras.scores import movement
 
 
@@ -124,11 +124,20 @@ def test_filters_keep_the_worst_within_the_share(found):
     filters = found.filters(keep=share)
     assert [filters(one.layer) for one in (worst, other)] == [False, True]
     assert filters(keras.layers.Dense(2, name=worst.layer.name))  # another layer of its name
-    # One that does not fit leaves room for a smaller one.
-    small = min(found.layers, key=lambda one: one.weights)
-    assert found.kept(small.weights / 18) == [small.path]
     with pytest.raises(ValueError, match="`keep` must be a number from 0 to 1"):
         found.filters(keep=10)
+
+
+def test_a_layer_that_does_not_fit_leaves_room_for_another():
+    sizes_and_losses = {"large": (80, 400.0), "small": (10, 20.0), "least": (10, 1.0)}
+    layers = tuple(
+        LayerLoss(path, size, loss, path) for path, (size, loss) in sizes_and_losses.items()
+    )
+    made_up = QuantizationSensitivity("net", "int8", layers)
+    assert made_up.kept(0.1) == ["small"]
+    assert made_up.kept(0.79) == ["small", "least"]
+    assert made_up.kept(0.9) == ["large", "small"]
+    assert made_up.kept(0.8) == ["large"]
 
 
 def test_the_model_is_left_as_it_is(found):
