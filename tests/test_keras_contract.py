@@ -22,7 +22,7 @@ from sage_keras import Sage
         "_filter_empty_gradients",  # guided.py: dense gradients before scaling and clipping
         "_overwrite_variable_with_gradient",  # mixin.py: variables without a slot
         "_model_variables_moving_average",  # gradual.py: the averages are masked too
-        "_trainable_variables",  # guided.py: the names of the slots
+        "_trainable_variables",  # guided.py: names of slots; prune_neurons.py: which is whose
         "_apply_weight_decay",  # layerwise.py: the decay at the rates of the layers
         "_use_weight_decay",
         "_get_current_learning_rate",
@@ -154,7 +154,30 @@ def test_variables_made_of_a_tensorflow_variable_share_it():
 
 
 def test_models_still_list_all_their_layers():
-    """layerwise/decay.py, compression/ranks.py: the layers, nested ones included."""
+    """layerwise/decay.py: the layers whose names Keras made up, nested ones included.
+
+    compression/: the layers of keras-hub's blocks, those inside of one layer alone, and all kernels.
+    """
     inner = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, name="inner")])
     model = keras.Sequential([keras.Input((1,)), inner])
     assert "inner" in {layer.name for layer in model._flatten_layers(include_self=False)}
+    direct = model._flatten_layers(include_self=False, recursive=False)
+    assert inner in direct
+    assert "inner" not in {layer.name for layer in direct}
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="only JAX keeps the values out of the variables")
+def test_jax_models_still_give_back_their_state():
+    """backend.py: for callbacks that change weights in the middle of `fit`."""
+    assert callable(keras.Model.jax_state_sync)
+
+
+def test_saved_functional_models_still_say_who_reads_what():
+    """compression/chains.py: the form of a saved file, in which the nodes are public."""
+    inputs = keras.Input((1,), name="inputs")
+    outputs = keras.layers.Dense(1, name="dense")(inputs)
+    config = keras.Model(inputs, [outputs, outputs]).get_config()
+    [node] = config["layers"][1]["inbound_nodes"]
+    assert node["args"][0]["class_name"] == "__keras_tensor__"
+    assert node["args"][0]["config"]["keras_history"] == ["inputs", 0, 0]
+    assert config["output_layers"] == [["dense", 0, 0], ["dense", 0, 0]]
