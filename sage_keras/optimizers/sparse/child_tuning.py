@@ -95,9 +95,9 @@ class ChildTuning(VariableChoice):
         super().__init__(*args, **kwargs)
         self.mode = arguments.choice("mode", mode, ("free", "driven"))
         self.fraction = arguments.number("fraction", fraction, 0.0, 1.0, "0.3", high_included=True)
-        if seed is None:
+        if seed is None and self.mode == "free":
             seed = random.randrange(2**31)
-        self.seed = arguments.integer("seed", seed, low=0, example=0)
+        self.seed = None if seed is None else arguments.integer("seed", seed, low=0, example=0)
         if (scores is None) != (self.mode == "free") or isinstance(scores, str):
             raise ValueError(
                 'Argument `scores` must be a dict of variable path to array with mode="driven", '
@@ -142,7 +142,7 @@ class ChildTuning(VariableChoice):
     def _of_child(self, gradient: Tensor, index: int) -> Tensor:
         if self.mode == "driven":
             return ops.where(ops.convert_to_tensor(self._masks[index]), gradient, 0.0)
-        bits = random_bits(self.seed + index, self.iterations, tuple(gradient.shape))
+        bits = random_bits((self.seed or 0) + index, self.iterations, tuple(gradient.shape))
         return ops.where(chosen(bits, self.fraction), ops.divide(gradient, self.fraction), 0.0)
 
     def _phrases(self) -> list[str]:

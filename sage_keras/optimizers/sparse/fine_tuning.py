@@ -149,10 +149,10 @@ class SparseFineTuning(VariableChoice):
         self.selection_steps = arguments.integer(
             "selection_steps", selection_steps, low=1, example=10, high=_LONGEST_SELECTION
         )
-        if seed is None:
-            seed = random.randrange(2**31)
-        self.seed = arguments.integer("seed", seed, low=0, example=0)
         self._sparse = _Sparse(choice.Scores(scores))
+        if seed is None and self.scores == "random":
+            seed = random.randrange(2**31)
+        self.seed = None if seed is None else arguments.integer("seed", seed, low=0, example=0)
         self._by_gradients = self._sparse.scores.by_gradients
         if self.scope == "global" and self._sparse.scores.name:
             raise ValueError(
@@ -284,7 +284,7 @@ class SparseFineTuning(VariableChoice):
             if self.scores == "magnitude":
                 score = scores_of.magnitude(ops.convert_to_tensor(variable))
             else:
-                score = scores_of.random(self.seed, index, tuple(variable.shape))
+                score = scores_of.random(self.seed or 0, index, tuple(variable.shape))
             return _best(score, count)
 
     def _var_key(self, variable: Variable) -> Any:
