@@ -56,8 +56,9 @@ def measure(backend, encoder, options):
     with tqdm(total=options.rounds * len(names), desc=f"{backend} {encoder}") as progress:
 
         def start(name):
+            values = run(backend, encoder, name, options)
             progress.update()
-            return run(backend, encoder, name, options)
+            return values
 
         starts = common.interleave(start, names, options.rounds)
     values = {name: list(zip(*starts[name])) for name in names}

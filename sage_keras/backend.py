@@ -1,5 +1,6 @@
 """All that one backend needs and the others do not: Keras's own operations come first."""
 
+import concurrent.futures
 import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -384,17 +385,20 @@ def slot_layout(variable: Variable, shape: Sequence[int]) -> Any:
     return keras.distribution.TensorLayout(axes, layout.device_mesh)
 
 
-def outside_of_traces() -> Any:
-    """A scope in which variables are made before what is being traced, which only TensorFlow knows.
+def outside_of_traces(make: Callable[..., None], *arguments: Any) -> None:
+    """Calls what makes variables, on TensorFlow before what is being traced.
 
-    A function that makes variables is traced twice there, and each variable takes operations in its
-    graph. A strategy makes its variables in its replicas.
+    A `tf.function` that makes variables is traced twice, and each takes operations in its graph.
+    It gets hold of all that its thread makes, in `tf.init_scope` too: another thread makes them.
+    A strategy makes its variables in its replicas.
     """
-    if keras.backend.backend() != "tensorflow":
-        return contextlib.nullcontext()
-    import tensorflow as tf
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
 
-    return contextlib.nullcontext() if tf.distribute.has_strategy() else tf.init_scope()
+        if not tf.executing_eagerly() and not tf.distribute.has_strategy():
+            with concurrent.futures.ThreadPoolExecutor(1) as pool:
+                return pool.submit(make, *arguments).result()
+    make(*arguments)
 
 
 def on_device_of(optimizer: keras.optimizers.Optimizer, variable: Variable) -> Any:

@@ -22,7 +22,7 @@ from sage_keras.annotations import Variable
 if TYPE_CHECKING:
     from sage_keras.optimizers.base import OptimizerMixin
 
-Tensors = list[torch.Tensor]
+Tensors = list[torch.Tensor] | tuple[torch.Tensor, ...]
 
 
 @torch.no_grad()
@@ -184,7 +184,7 @@ class Step:
         factor: Any = rate.tolist() if rate.ndim else rate
         scaled = self.scaled(tensors)
         if len(self.scales) < len(tensors):
-            return torch._foreach_mul(scaled, factor)  # type: ignore[no-any-return]
+            return torch._foreach_mul(scaled, factor)
         torch._foreach_mul_(scaled, factor)
         return scaled
 

@@ -98,8 +98,7 @@ class OptimizerMixin(_Optimizer):
         """Creates the optimizer's variables."""
         if self.built:
             return
-        with outside_of_traces():
-            self._build(list(variables))
+        outside_of_traces(self._build, list(variables))
 
     def _build(self, variables: list[Variable]) -> None:
         frozen = self._frozen(variables)
