@@ -136,9 +136,20 @@ def keep_outputs(notebook, path):
 def copy_outputs(source, target):
     """Gives a notebook the outputs of another one of the same code; warnings stay behind."""
     for one, other in zip(code_cells(source), code_cells(target)):
-        other.outputs = [output for output in one.outputs if output.get("name") != "stderr"]
+        other.outputs = joined([o for o in one.outputs if o.get("name") != "stderr"])
         other.execution_count = one.execution_count
     return target
+
+
+def joined(outputs):
+    """Outputs with what was printed in several pieces in one."""
+    found = []
+    for output in outputs:
+        if found and output.output_type == found[-1].output_type == "stream":
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 def execute(notebook, settings=None, before=""):
