@@ -172,9 +172,9 @@ def execute(notebook, settings=None, before=""):
     with tempfile.TemporaryDirectory() as folder:
         NotebookClient(run, timeout=None, resources={"metadata": {"path": folder}}).execute()
     del run.cells[0]
-    for cell in code_cells(run):
-        if cell.execution_count:
-            cell.execution_count -= 1
+    executed = [cell for cell in code_cells(run) if cell.execution_count]
+    for count, cell in enumerate(executed, start=1):
+        cell.execution_count = count
     return run
 
 
