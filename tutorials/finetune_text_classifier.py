@@ -205,9 +205,7 @@ for text, logits in zip(texts, loaded.predict(texts, verbose=0)):
     print(f"{'good' if logits[1] > logits[0] else 'bad'}: {text}")
 
 """
-The outputs in this notebook are of a short run on a CPU, with `TRAIN_SIZE = 320` and
-`VALIDATION_SIZE = 160`, on snippets of movie reviews that are shorter than those of IMDB: longer
-texts want a higher `SEQUENCE_LENGTH`.
+Longer texts want a higher `SEQUENCE_LENGTH`.
 
 ## Next
 

@@ -14,8 +14,7 @@ Accelerator: GPU
 makes the variables of a module weights of a Keras 3 layer: any optimizer trains them, `Sage` guides
 them, and a `.keras` file holds them. It needs TensorFlow as the backend.
 
-This tutorial fine-tunes a text encoder on movie reviews, sees which of its weights matter, and
-saves the model.
+This tutorial fine-tunes a text encoder on movie reviews, and saves and loads the model.
 """
 
 """shell
@@ -34,7 +33,6 @@ import keras
 import tensorflow_datasets as tfds
 
 from sage_keras import Sage
-from sage_keras.analysis import measure_sensitivity
 from sage_keras.hub import HubLayer
 
 HANDLE = "https://tfhub.dev/google/nnlm-en-dim128/2"
@@ -82,17 +80,6 @@ model.compile(
     metrics=["accuracy"],
 )
 history = model.fit(training, validation_data=validation, epochs=EPOCHS, verbose=2)
-
-"""
-## Which weights matter
-
-`measure_sensitivity` asks training data. It needs no guided optimizer: any compiled model will do.
-"""
-
-sensitivities = measure_sensitivity(model, training, batches=min(10, len(training)), verbose=0)
-most = sorted(sensitivities, key=lambda path: -sensitivities[path].mean())[:5]
-for path in most:
-    print(f"{sensitivities[path].mean():.1e}  {path}")
 
 """
 ## Save and load

@@ -136,9 +136,20 @@ def keep_outputs(notebook, path):
 def copy_outputs(source, target):
     """Gives a notebook the outputs of another one of the same code; warnings stay behind."""
     for one, other in zip(code_cells(source), code_cells(target)):
-        other.outputs = [output for output in one.outputs if output.get("name") != "stderr"]
+        other.outputs = joined([o for o in one.outputs if o.get("name") != "stderr"])
         other.execution_count = one.execution_count
     return target
+
+
+def joined(outputs):
+    """Outputs with what was printed in several pieces in one."""
+    found = []
+    for output in outputs:
+        if found and output.output_type == found[-1].output_type == "stream":
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 def execute(notebook, settings=None, before=""):
@@ -161,9 +172,9 @@ def execute(notebook, settings=None, before=""):
     with tempfile.TemporaryDirectory() as folder:
         NotebookClient(run, timeout=None, resources={"metadata": {"path": folder}}).execute()
     del run.cells[0]
-    for cell in code_cells(run):
-        if cell.execution_count:
-            cell.execution_count -= 1
+    executed = [cell for cell in code_cells(run) if cell.execution_count]
+    for count, cell in enumerate(executed, start=1):
+        cell.execution_count = count
     return run
 
 

@@ -50,10 +50,10 @@ class SensitivityLogger(StateLogger):
     beforehand, and each is copied before, as long as the epoch has no report. What computes the
     values is compiled once for a model, by XLA if the model itself is.
 
-    `s` is not reported with `steps_per_execution` above 1, with sensitivities in bfloat16, or for an
-    optimizer that overrides `_scale` and not `_scale_of`: its values are left out, with a warning. Where just
-    one report has to do without (training was stopped in the middle of an epoch), they are
-    not-a-number there.
+    `s` is not reported with `steps_per_execution` above 1, with sensitivities in bfloat16, or for
+    an optimizer that overrides `_scale` and not `_scale_of`: its values are left out, with a
+    warning. Where just one report has to do without (training was stopped in the middle of an
+    epoch), they are not-a-number there.
 
     Args:
         log_dir: Path of the folder for `sensitivity.jsonl` and TensorBoard's event file, or
