@@ -156,7 +156,7 @@ def test_variables_made_of_a_tensorflow_variable_share_it():
 def test_models_still_list_all_their_layers():
     """layerwise/decay.py: the layers whose names Keras made up, nested ones included.
 
-    compression/: the layers of keras-hub's blocks, those inside of one layer alone, and all kernels.
+    compression/: the layers of keras-hub's blocks, and those inside of one layer alone.
     """
     inner = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, name="inner")])
     model = keras.Sequential([keras.Input((1,)), inner])

@@ -117,7 +117,12 @@ def test_averages_without_overwriting_work():
 def test_no_bit_of_weights_that_are_not_chosen_changes_on_any_replica(by, replicas):
     """A random choice trains as on one device; by gradients, those of the first replica choose."""
     make = functools.partial(
-        SparseAdamW, jobs.LEARNING_RATE, fraction=0.1, scores=by, selection_steps=4, seed=0
+        sage_keras.SparseAdamW,
+        jobs.LEARNING_RATE,
+        fraction=0.1,
+        scores=by,
+        selection_steps=4,
+        seed=0,
     )
     model = fit(replicas, make)
     for variable, before in zip(model.weights, jobs.make_model().get_weights(), strict=True):
