@@ -12,6 +12,7 @@ import pytest
 from modes import BACKEND, to_numpy
 
 from sage_keras import Sage
+from sage_keras.analysis import measure_sensitivity
 from sage_keras.hub import HubLayer
 
 tensorflow_only = pytest.mark.skipif(
@@ -239,6 +240,23 @@ def test_equals_the_module_and_shares_its_variables(modules):
     np.testing.assert_array_equal(to_numpy(layer(x)), to_numpy(module(x)))
     half = keras.ops.cast(x, "float16")
     assert layer(half).dtype == "float32"  # what the module was saved for
+
+
+@tensorflow_only
+def test_sensitivity_of_the_weights_in_a_module(modules):
+    x, y = data()
+    model = classifier(HubLayer(modules("reusable"), trainable=True))
+    model.compile(loss="mse")
+    with tf.GradientTape() as tape:
+        loss = model.compute_loss(x, y, model(x), None)
+    variables = [variable.value for variable in model.trainable_variables]
+    gradients = tape.gradient(loss, variables)
+    found = measure_sensitivity(model, (x, y), batch_size=len(x))
+    assert len(found) == 4
+    for value, weight, gradient in zip(found.values(), variables, gradients):
+        expected = np.abs(weight * tf.convert_to_tensor(gradient))
+        assert np.abs(tf.convert_to_tensor(gradient)).max() > 1e-3
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-7)
 
 
 @tensorflow_only

@@ -192,14 +192,16 @@ def _tensorflow_sum(model: keras.Model, score: Score, directions: list[Tensor] |
     import tensorflow as tf
 
     def add(sums: list[Tensor], batch: Batch, loss_scale: Tensor) -> _Added:
-        weights = [tf.convert_to_tensor(variable) for variable in model.trainable_variables]
+        # The variables and not their values: a module of TensorFlow Hub reads them by itself.
+        weights = [variable.value for variable in model.trainable_variables]
         others = [tf.convert_to_tensor(variable) for variable in model.non_trainable_variables]
         with tf.GradientTape() as tape:
             tape.watch(weights)
             loss = _scaled_loss(weights, model, others, batch, loss_scale)
         gradients = tape.gradient(loss, weights, unconnected_gradients="zero")
         gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]  # sparse ones
-        return _add(score, sums, directions or weights, gradients, loss, loss_scale)
+        values = directions or [tf.convert_to_tensor(weight) for weight in weights]
+        return _add(score, sums, values, gradients, loss, loss_scale)
 
     return add if model.run_eagerly else tf.function(add, reduce_retracing=True)
 
