@@ -51,7 +51,7 @@ def test_code_runs_and_prints_what_the_page_says(page, capsys, monkeypatch, tmp_
             compile(code, page.name, "exec")
         return
     monkeypatch.chdir(tmp_path)
-    keras.utils.clear_session()  # names are counted from one again
+    keras.utils.clear_session(free_memory=False)  # names are counted from one again
     names = run_blocks(code_blocks(page), capsys)
     if page.name in JOBS:
         JOBS[page.name](names)

@@ -18,7 +18,7 @@ from sage_keras.optimizers.sage.guided import guided_optimizers
 
 
 class PruneNeurons(keras.callbacks.Callback):
-    """Zeroes a share of a model's neurons while it trains, in a few rounds.
+    """Zeroes part of a model's neurons while it trains, in a few rounds.
 
     In each round the neurons of the least score go, as `sage_keras.compression.prune_neurons`
     chooses them: the same share in each layer or block. The shares rise as a cubic curve, fast at
@@ -35,9 +35,9 @@ class PruneNeurons(keras.callbacks.Callback):
             all kernels of the neurons. Defaults to `"sensitivity"`.
         rounds: Int, how many times neurons are zeroed. On JAX each takes the time of a
             synchronization. Defaults to `8`.
-        begin: Float from 0 to 1, where the first round is, as a share of all steps. Defaults to
+        begin: Float from 0 to 1, where the first round is, as a fraction of all steps. Defaults to
             `0.1`.
-        end: Float from 0 to 1, where the last round is, as a share of all steps. Defaults to
+        end: Float from 0 to 1, where the last round is, as a fraction of all steps. Defaults to
             `0.7`.
 
     Raises:

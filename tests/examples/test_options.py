@@ -7,6 +7,7 @@ import finetune_lora
 import finetune_sparse
 import finetune_text
 import finetune_tfhub
+import prune_encoder
 import pytest
 import resume_training
 import shrink_encoder
@@ -14,6 +15,7 @@ import train_translation
 import train_vit
 import tune_with_keras_tuner
 import watch_training
+from common import repeated
 from common.downloads import UnavailableError
 from example_runs import stopped
 from modes import BACKEND
@@ -28,6 +30,7 @@ EXAMPLES = [
     finetune_sparse,
     finetune_text,
     finetune_tfhub,
+    prune_encoder,
     resume_training,
     shrink_encoder,
     train_translation,
@@ -38,8 +41,10 @@ EXAMPLES = [
 ON_MINILM = [
     finetune_dps,
     finetune_lora,
+    finetune_sparse,
     finetune_text,
     finetune_tfhub,
+    prune_encoder,
     shrink_encoder,
     watch_training,
 ]
@@ -61,7 +66,7 @@ def test_quick_gives_way_to_what_is_passed(example, tmp_path):
     if "epochs" in example.QUICK:
         passed += ["--epochs", "13"]
         assert example.parse_arguments(passed).epochs == 13
-    if example not in (finetune_dps, finetune_sparse):  # which have seeds
+    if example not in (finetune_dps, finetune_sparse, prune_encoder):  # which have seeds
         assert example.parse_arguments(passed).seed == 3
     assert example.parse_arguments(passed).output == tmp_path
 
@@ -87,7 +92,9 @@ def test_encoder_that_cannot_be_had_is_one_line_and_status_2(
     def unavailable():
         raise UnavailableError("there is\nno network")
 
-    monkeypatch.setattr(example, "minilm_folder", unavailable)
+    for module in (example, repeated):
+        if hasattr(module, "minilm_folder"):
+            monkeypatch.setattr(module, "minilm_folder", unavailable)
     line = stopped(example, capsys, "--output", str(tmp_path / "out"))
     assert line.endswith(": there is no network")
     assert not (tmp_path / "out").exists()

@@ -86,7 +86,7 @@ class SparseFineTuning(VariableChoice):
         seed: Integer, at least 0, that a random choice follows from. Defaults to `None`, a random
             one, which Python's `random.seed` makes reproducible.
         include: `None`, or a list of regular expressions that are searched in `variable.path`. Of
-            variables that match one a share trains. Defaults to `None`, every variable.
+            variables that match one a fraction trains. Defaults to `None`, every variable.
         exclude: `None`, or a list of regular expressions. Variables that match one are left out.
             Defaults to `None`.
         **kwargs: Keyword arguments of the base optimizer.
@@ -464,7 +464,7 @@ class SparseFineTuning(VariableChoice):
     def chosen_positions(self) -> dict[str, Variable]:
         """The positions of the chosen weights, row by row, in ascending order.
 
-        A dict of `variable.path` to the optimizer's variable, those only of which a share trains.
+        A dict of `variable.path` to the optimizer's variable, of those that train in part.
         While it selects these are the best so far. Empty before the optimizer is built.
         """
         if not self.built:
