@@ -179,7 +179,7 @@ def share_so_far(beta_3: float, step: Tensor) -> Tensor:
 
     Example:
 
-    >>> float(share_so_far(beta_3=0.75, step=1.0))
+    >>> round(float(share_so_far(beta_3=0.75, step=1.0)), 4)
     0.25
     """
     # In this form nothing is lost of a beta_3 near 1.

@@ -109,7 +109,7 @@ def test_each_layer_has_adapters_of_its_rank_and_the_rest_is_frozen(tmp_path):
     for name in ("heads", "dense"):  # as if it had been trained
         second = model.get_layer(name).lora_kernel_b
         second.assign(np.ones(second.shape))
-    assert np.abs(to_numpy(model(X)) - before).max() > 0.1
+    assert np.abs(to_numpy(model(X)) - before).max() > 0.01
 
     # Keras merges what it saves, and sets the adapters that it loads to zero.
     model.save(tmp_path / "model.keras")

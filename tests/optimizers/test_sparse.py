@@ -171,8 +171,10 @@ class SparseFineTuningSGD(SparseFineTuning, keras.optimizers.SGD):
 
 
 @settings(max_examples=10, deadline=None)
+@settings(max_examples=30)
 @given(
-    fraction=st.floats(0.01, 0.9),
+    # A few, since each is a shape of its own to compile.
+    fraction=st.sampled_from([0.01, 0.1, 0.3, 0.9]),
     by=st.sampled_from(["gradient", "sensitivity", "magnitude", "random"]),
     feature=st.sampled_from(sorted(FEATURES)),
     dtype=st.sampled_from(["float32", "bfloat16"]),
