@@ -11,6 +11,7 @@ import textwrap
 import keras
 import pytest
 from documents import code_blocks, run_blocks
+from example_runs import whole_job
 
 import sage_keras
 from sage_keras import analysis, callbacks, compression, hub, sensitivity
@@ -38,7 +39,10 @@ DOCUMENTED = {name: value for name, value in PUBLIC.items() if not isinstance(va
 
 
 def runnable_pages():
-    for page in PAGES:
+    """All pages on TensorFlow; on JAX and torch every second one, each page on one of the two."""
+    for index, page in enumerate(PAGES):
+        if keras.backend.backend() == ("jax", "torch")[index % 2]:
+            continue
         marks = [pytest.mark.extended] if page.name in SLOW else []
         yield pytest.param(page, id=page.name, marks=marks)
 
@@ -115,6 +119,7 @@ JOBS = {
 
 
 @pytest.mark.extended
+@whole_job("torch")
 def test_page_about_resuming_survives_a_kill(tmp_path):
     [(code, _)] = code_blocks(DOCS / "resume.md")
     script = tmp_path / "train.py"
