@@ -359,10 +359,11 @@ def _rule(optimizer: "OptimizerMixin") -> Callable[[Any, Step], None] | None:
     order = type(optimizer).__mro__
     first, base = [one for one in order if "update_step" in vars(one)][:2]
     updates = [one for one in order if "_backend_update_step" in vars(one)]
+    singly = [one for one in order if vars(one).keys() & {"_adjust", "_use_sensitivity"}]
     if (
         first is not OptimizerMixin
         or not set(updates) <= {OptimizerMixin, *base.__mro__}
-        or any("_adjust" in vars(one) and "_adjust_all" not in vars(one) for one in order)
+        or any("_adjust_all" not in vars(one) for one in singly)
     ):
         return None
     return _RULES.get(base)

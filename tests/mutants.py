@@ -544,7 +544,7 @@ MUTANTS = [
     Mutant(
         "a class's own change of single variables is left out",
         "foreach.py",
-        'any("_adjust" in vars(one) and "_adjust_all" not in vars(one) for one in order)',
+        'any("_adjust_all" not in vars(one) for one in singly)',
         "False",
         "optimizers/test_all_at_once.py",
         "torch",

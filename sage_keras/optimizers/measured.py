@@ -1,6 +1,6 @@
 """What the mixins share that need the moving average of the sensitivity: one slot for all."""
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from keras import ops
 
@@ -9,6 +9,9 @@ from sage_keras import sensitivity as measure
 from sage_keras.annotations import Tensor, Variable
 from sage_keras.backend import to_dense
 from sage_keras.optimizers.base import VariableChoice
+
+if TYPE_CHECKING:
+    from sage_keras.foreach import Step
 
 _SLOT_DTYPES = ("float32", "bfloat16")
 # With more the average is off by more than 6e-5, and in bfloat16 by some 2 %.
@@ -80,6 +83,10 @@ class SensitivityAverage(VariableChoice):
                 gradient, variable, learning_rate, value, ops.cast(average, dtype)
             )
         return super()._adjust(gradient, variable, learning_rate)
+
+    def _adjust_all(self, step: "Step") -> None:
+        # The one mixin that takes all variables at once moves the averages as well.
+        super()._adjust_all(step)
 
     def _use_sensitivity(
         self,
