@@ -20,6 +20,10 @@ def test_on_logical_devices():
     run_tests("tensorflow_on_four_devices.py")
 
 
+def test_few_weights_on_logical_devices():
+    run_tests("tensorflow_on_few_weights.py")
+
+
 def test_a_bad_batch_on_logical_devices():
     run_tests("tensorflow_on_two_devices.py")
 
