@@ -12,6 +12,11 @@ pytestmark = pytest.mark.backend_agnostic
 OWN = ["include", "exclude", "on_nonfinite"]
 GUIDED = ["beta_3", "sensitivity_epsilon", "bias_correction", "sensitivity_dtype", "calibrate"]
 STAGES = ["total_steps", "update_ratio", "stage_steps", "drop_rate"]
+PRUNED = ["final_sparsity", "score", "total_steps", "begin", "end", "begin_step", "end_step"]
+PRUNED += ["update_freq", "scope", "pattern", "beta_3", "beta_4", "sensitivity_dtype", "seed"]
+SPARSE = ["fraction", "scores", "scope", "rest", "selection_steps", "seed"]
+# Where a class has another default than its mixin.
+OWN_DEFAULTS = {"bias_correction", "beta_3", "score"}
 CASES = {
     sage_keras.Sage: ("AdamW", [*GUIDED, "guide", *OWN]),
     sage_keras.SageAdam: ("Adam", [*GUIDED, "guide", *OWN]),
@@ -20,6 +25,10 @@ CASES = {
     sage_keras.DPSDense: ("AdamW", [*STAGES, *OWN]),
     sage_keras.DPSMix: ("AdamW", [*STAGES, "seed", *OWN]),
     sage_keras.Mixout: ("AdamW", ["drop_rate", "seed", *OWN]),
+    sage_keras.Platon: ("AdamW", [*PRUNED, *OWN]),
+    sage_keras.PrunedAdamW: ("AdamW", [*PRUNED, *OWN]),
+    sage_keras.SparseAdamW: ("AdamW", [*SPARSE, *OWN]),
+    sage_keras.ChildTuningAdamW: ("AdamW", ["mode", "fraction", "scores", "seed", *OWN]),
     sage_keras.LayerwiseAdamW: ("AdamW", ["learning_rate_multipliers", "on_nonfinite"]),
 }
 
@@ -46,7 +55,7 @@ def test_each_argument_has_the_default_of_the_mixin(cls):
     assert parameters["on_nonfinite"].default == "propagate"
     for mixin in cls.__mro__[1:]:
         for name, one in inspect.signature(vars(mixin).get("__init__", len)).parameters.items():
-            if name in CASES[cls][1] and name != "bias_correction":
+            if name in CASES[cls][1] and name not in OWN_DEFAULTS:
                 assert parameters[name].default == one.default, name
 
 
@@ -65,6 +74,16 @@ def test_each_argument_has_the_default_of_the_mixin(cls):
 def test_a_misspelled_argument_is_answered_with_the_right_one(wrong, right):
     with pytest.raises(ValueError, match=f"^`Sage` has no argument `{wrong}`. .*`{right}`\\?$"):
         sage_keras.Sage(**{wrong: 0.1})
+
+
+def test_defaults_that_are_those_of_a_class():
+    parameters = {cls.__name__: inspect.signature(cls).parameters for cls in CASES}
+    assert parameters["Platon"]["score"].default == "confidence"
+    assert parameters["PrunedAdamW"]["score"].default == "magnitude"
+    assert parameters["Platon"]["beta_3"].default == 0.85
+    assert parameters["Sage"]["beta_3"].default == 0.75
+    assert parameters["Sage"]["bias_correction"].default is True
+    assert parameters["SageAdamax"]["bias_correction"].default is False
 
 
 def test_an_unknown_argument_is_answered_with_a_list():

@@ -4,6 +4,8 @@ from typing import Any
 
 import keras
 
+from sage_keras import arguments
+from sage_keras.annotations import LearningRate, Patterns
 from sage_keras.optimizers.pruning.gradual import GradualPruning
 
 
@@ -57,6 +59,45 @@ class Platon(GradualPruning, keras.optimizers.AdamW):
         - [Zhang et al., 2022](https://arxiv.org/abs/2206.12562)
     """
 
+    def __init__(
+        self,
+        learning_rate: LearningRate = 0.001,
+        weight_decay: float = 0.004,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+        amsgrad: bool = False,
+        clipnorm: float | None = None,
+        clipvalue: float | None = None,
+        global_clipnorm: float | None = None,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: float | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        final_sparsity: float = 0.8,
+        score: str = "confidence",
+        total_steps: int | None = None,
+        begin: float = 0.1,
+        end: float = 0.7,
+        begin_step: int | None = None,
+        end_step: int | None = None,
+        update_freq: int = 10,
+        scope: str = "global",
+        pattern: str | None = None,
+        beta_3: float = 0.85,
+        beta_4: float = 0.95,
+        sensitivity_dtype: str = "float32",
+        seed: int = 0,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        on_nonfinite: str = "propagate",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**arguments.passed(locals()))
+
 
 @keras.saving.register_keras_serializable(package="sage_keras")
 class PrunedAdamW(GradualPruning, keras.optimizers.AdamW):
@@ -88,5 +129,41 @@ class PrunedAdamW(GradualPruning, keras.optimizers.AdamW):
         - [Zhu and Gupta, 2017](https://arxiv.org/abs/1710.01878)
     """
 
-    def __init__(self, *args: Any, score: str = "magnitude", **kwargs: Any) -> None:
-        super().__init__(*args, score=score, **kwargs)
+    def __init__(
+        self,
+        learning_rate: LearningRate = 0.001,
+        weight_decay: float = 0.004,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+        amsgrad: bool = False,
+        clipnorm: float | None = None,
+        clipvalue: float | None = None,
+        global_clipnorm: float | None = None,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: float | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        final_sparsity: float = 0.8,
+        score: str = "magnitude",
+        total_steps: int | None = None,
+        begin: float = 0.1,
+        end: float = 0.7,
+        begin_step: int | None = None,
+        end_step: int | None = None,
+        update_freq: int = 10,
+        scope: str = "global",
+        pattern: str | None = None,
+        beta_3: float = 0.85,
+        beta_4: float = 0.95,
+        sensitivity_dtype: str = "float32",
+        seed: int = 0,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        on_nonfinite: str = "propagate",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**arguments.passed(locals()))

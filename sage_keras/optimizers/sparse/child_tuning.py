@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from sage_keras import arguments
-from sage_keras.annotations import Scores, Tensor, Variable
+from sage_keras.annotations import LearningRate, Patterns, Scores, Tensor, Variable
 from sage_keras.optimizers.base import VariableChoice
 from sage_keras.optimizers.sparse import choice
 from sage_keras.paths import unique_paths
@@ -211,3 +211,32 @@ class ChildTuningAdamW(ChildTuning, keras.optimizers.AdamW):
     Reference:
         - [Xu et al., 2021](https://arxiv.org/abs/2109.05687)
     """
+
+    def __init__(
+        self,
+        learning_rate: LearningRate = 0.001,
+        weight_decay: float = 0.004,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+        amsgrad: bool = False,
+        clipnorm: float | None = None,
+        clipvalue: float | None = None,
+        global_clipnorm: float | None = None,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: float | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        mode: str = "free",
+        fraction: float = 0.3,
+        scores: Scores | None = None,
+        seed: int | None = None,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        on_nonfinite: str = "propagate",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**arguments.passed(locals()))

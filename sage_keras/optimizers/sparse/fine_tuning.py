@@ -11,7 +11,7 @@ from keras import ops
 
 from sage_keras import arguments
 from sage_keras import scores as scores_of
-from sage_keras.annotations import Tensor, Variable
+from sage_keras.annotations import LearningRate, Patterns, Tensor, Variable
 from sage_keras.backend import (
     cond,
     is_concrete,
@@ -566,3 +566,34 @@ class SparseAdamW(SparseFineTuning, keras.optimizers.AdamW):
     Reference:
         - [Song et al., 2023](https://arxiv.org/abs/2312.11875) (SIFT)
     """
+
+    def __init__(
+        self,
+        learning_rate: LearningRate = 0.001,
+        weight_decay: float = 0.004,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+        amsgrad: bool = False,
+        clipnorm: float | None = None,
+        clipvalue: float | None = None,
+        global_clipnorm: float | None = None,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: float | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        fraction: float = 0.05,
+        scores: Any = "gradient",
+        scope: str = "variable",
+        rest: str = "train",
+        selection_steps: int = 10,
+        seed: int | None = None,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        on_nonfinite: str = "propagate",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**arguments.passed(locals()))
