@@ -171,7 +171,6 @@ class SparseFineTuningSGD(SparseFineTuning, keras.optimizers.SGD):
 
 
 @settings(max_examples=10, deadline=None)
-@settings(max_examples=30)
 @given(
     # A few, since each is a shape of its own to compile.
     fraction=st.sampled_from([0.01, 0.1, 0.3, 0.9]),
