@@ -68,6 +68,7 @@ class SparseFineTuning(VariableChoice):
     - `keras.callbacks.SwapEMAWeights` does not reach the model's variables. `use_ema` works, and
       at the end of `fit` the averages are in the model.
     - Under `tf.distribute` the gradients of the first replica choose.
+    - `on_nonfinite="skip"` looks at the gradients of the weights that train, and of no others.
     - Fewer weights need larger steps: try higher learning rates than for full fine-tuning, as
       with LoRA.
 
