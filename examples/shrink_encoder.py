@@ -101,8 +101,9 @@ def save(classifier, preprocessor, path):
 
 def export(classifier, path):
     """Exports a classifier of tokens for serving, as a SavedModel of TensorFlow."""
-    if keras.backend.backend() == "torch":
-        print("Not exported: on torch Keras needs torch_xla for it, on TensorFlow and JAX nothing")
+    if keras.backend.backend() != "tensorflow":
+        # Keras needs torch_xla on torch, and on JAX one length for all sentences.
+        print("Not exported: the whole encoder can be on TensorFlow")
         return
     classifier.export(path, verbose=False)
     print(f"Exported {path}")
