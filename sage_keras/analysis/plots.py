@@ -132,7 +132,7 @@ def plot_heat_map(log: Log, name: str = "mean", axes: Axes | None = None) -> Axe
     axes.invert_yaxis()  # the model's first layer on top
     axes.set(xlabel="step", title=f"{_title(name)} by group")
     axes.figure.colorbar(mesh, ax=axes, label=_title(name))
-    _name_rows(axes, list(log.groups))
+    _name_rows(axes, list(log.groups), "groups")
     _whole_steps(axes)
     _explain_gaps(axes, bool(zero.any()), bool(missing.any()))
     return axes
@@ -245,7 +245,7 @@ def plot_bars(
     axes.grid(axis="x", alpha=0.3)
     axes.margins(y=0.01)
     axes.invert_yaxis()
-    _name_rows(axes, list(values))
+    _name_rows(axes, list(values), "bars")
     return axes
 
 
@@ -326,8 +326,8 @@ def _title(name: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _name_rows(axes: Axes, names: list[str]) -> None:
-    """Labels the rows of a heat map, and only so many as there is room for."""
+def _name_rows(axes: Axes, names: list[str], rows: str) -> None:
+    """Labels the rows of a picture, and only so many as there is room for."""
     figure: Any = axes.figure
     height = axes.get_position().height * figure.get_figheight()
     every = max(1, math.ceil(len(names) * 0.8 * _INCHES_PER_ROW / height))
@@ -338,7 +338,7 @@ def _name_rows(axes: Axes, names: list[str]) -> None:
         parse_math=False,
     )
     if every > 1:
-        axes.set_ylabel(f"one name in {every} of {len(names)}")
+        axes.set_ylabel(f"one name in {every} of {len(names)} {rows}")
 
 
 def _shortened(name: str) -> str:

@@ -160,7 +160,7 @@ def test_heat_map_labels_do_not_overlap(tmp_path, count):
     assert bool(thinned) == (count > 100)
     if thinned:
         every = int(thinned.split()[3])
-        assert thinned == f"one name in {every} of {count}"
+        assert thinned == f"one name in {every} of {count} groups"
         assert len(boxes) == -(-count // every)
 
 
