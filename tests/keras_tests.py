@@ -17,15 +17,18 @@ import re
 import subprocess
 import sys
 import tempfile
+import types
 
 FOLDERS = ("trainers", "callbacks", "saving", "models", "layers")
 # What trains or saves: the others never see an optimizer.
 CONCERNED = re.compile(r"optimizer|compile\(|run_layer_test")
 SWAP, RESULTS = "SAGE_KERAS_SWAP", "SAGE_KERAS_RESULTS"
+ALL_PASSED, SOME_FAILED = 0, 1  # pytest's exit statuses
 outcomes = {}
 
 
 def pytest_configure(config):
+    stand_in_for_the_conftest()
     if os.environ.get(SWAP):
         swap()
 
@@ -37,6 +40,18 @@ def pytest_runtest_logreport(report):
 
 def pytest_sessionfinish():
     pathlib.Path(os.environ[RESULTS]).write_text(json.dumps(outcomes))
+
+
+def stand_in_for_the_conftest():
+    """Some of the tests import a name of Keras's own conftest.py, which its wheel leaves out."""
+    import keras
+    import pytest
+
+    def skip_if_backend(name, reason):
+        return pytest.mark.skipif(keras.backend.backend() == name, reason=reason)
+
+    sys.modules["conftest"] = types.ModuleType("conftest")
+    sys.modules["conftest"].skip_if_backend = skip_if_backend
 
 
 def swap():
@@ -78,7 +93,8 @@ def run(files, swapped):
         command += ["--import-mode", "importlib", "--tb", "line", "-W", "ignore"]
         command += ["-o", "markers=requires_trainable_backend", *map(str, files)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if not results.exists():
+        ran = done.returncode in (ALL_PASSED, SOME_FAILED)
+        if not ran or not results.exists():  # a file that cannot be imported, say
             raise SystemExit(done.stdout + done.stderr)
         return json.loads(results.read_text()), done.stdout
 
