@@ -220,6 +220,35 @@ def test_the_reference_has_every_public_name():
     assert len(listed) == len(set(listed))
 
 
+@pytest.mark.extended
+@pytest.mark.backend_agnostic
+def test_the_reference_shows_every_public_name_with_its_signature(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    shown = {}
+    for page in (tmp_path / "api").glob("*.html"):
+        shown |= signatures(page.read_text(encoding="utf-8"))
+    assert set(PUBLIC) <= set(shown)
+    for name, value in PUBLIC.items():
+        if callable(value):
+            wanted = [name.rpartition(".")[2], *inspect.signature(value).parameters]
+        else:
+            wanted = [name.rpartition(".")[2]]
+        assert re.findall(rf"\b(?:{'|'.join(wanted)})\b", shown[name])[: len(wanted)] == wanted, (
+            name
+        )
+
+
+def signatures(page):
+    """A dict of the names that a built page documents to their signatures, as plain text."""
+    found = {}
+    for part in page.split('<div class="doc doc-object doc-')[1:]:
+        name = re.search(r'id="(\S+)" class="doc doc-heading"', part)[1]
+        signature = re.search(r'<div class="doc-signature[ "].*?</div>', part, re.DOTALL)
+        found[name] = re.sub(r"<[^>]+>", "", signature[0]) if signature else ""
+    return found
+
+
 @pytest.mark.backend_agnostic
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_public_names_are_documented(name):

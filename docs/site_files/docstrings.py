@@ -1,4 +1,4 @@
-"""Lets mkdocstrings read the docstrings of this package, whose examples stand unindented."""
+"""Lets mkdocstrings read this package: examples that stand unindented, and a function like a file."""
 
 import re
 
@@ -18,3 +18,14 @@ class Examples(griffe.Extension):
 def _section(match):
     lines = "\n".join(f"    {line}".rstrip() for line in match[1].splitlines())
     return f"Examples:\n{lines}"
+
+
+class NamedLikeTheirFile(griffe.Extension):
+    """Has a public name mean the function where a submodule has the same name, as in Python."""
+
+    def on_package(self, *, pkg, **kwargs):
+        for module in pkg.modules.values():
+            for name in module.exports or ():
+                member = module.members.get(name)
+                if isinstance(member, griffe.Module) and name in member.members:
+                    module.members[name] = griffe.Alias(name, member.members[name], parent=module)
