@@ -1,4 +1,4 @@
-"""Lets mkdocstrings read this package: examples that stand unindented, and a function like a file."""
+"""Lets mkdocstrings read this package: unindented examples, and functions named like files."""
 
 import re
 
