@@ -163,12 +163,19 @@ def test_every_page_is_in_the_navigation():
     assert pages == set(re.findall(r"[\w/]+\.md", navigation))
 
 
+_IMAGE = r'<img src="(.*?)" width="\d+" alt="(.*?)">'
+
+
 @pytest.mark.backend_agnostic
 def test_pictures_say_what_they_show():
     for page in [ROOT / "README.md", *DOCS.rglob("*.md")]:
-        for text, target in re.findall(r"!\[(.*?)\]\((.*?)\)", page.read_text(encoding="utf-8")):
+        source = page.read_text(encoding="utf-8")
+        found = re.findall(r"!\[(.*?)\]\((.*?)\)", source)
+        found += [(alt, target) for target, alt in re.findall(_IMAGE, source)]
+        for text, target in found:
             assert len(text) > 20, f"{page.name}: {target}"
             assert (page.parent / target).is_file()
+        assert len(re.findall(r"<img |!\[", source)) == len(found)
 
 
 # Words at which a reader stops, and what to write instead. A number is a value, not a figure, which
