@@ -38,29 +38,6 @@ PUBLIC = (
 DOCUMENTED = {name: value for name, value in PUBLIC.items() if not isinstance(value, tuple)}
 
 
-def runnable_pages():
-    """All pages on TensorFlow; on JAX and torch every second one, each page on one of the two."""
-    for index, page in enumerate(PAGES):
-        if keras.backend.backend() == ("jax", "torch")[index % 2]:
-            continue
-        marks = [pytest.mark.extended] if page.name in SLOW else []
-        yield pytest.param(page, id=page.name, marks=marks)
-
-
-@pytest.mark.parametrize("page", list(runnable_pages()))
-def test_code_runs_and_prints_what_the_page_says(page, capsys, monkeypatch, tmp_path):
-    elsewhere = page.name in NEEDS_TENSORFLOW and keras.backend.backend() != "tensorflow"
-    if elsewhere or page.name in NEEDS_DEVICES:
-        for code, _ in code_blocks(page):
-            compile(code, page.name, "exec")
-        return
-    monkeypatch.chdir(tmp_path)
-    keras.utils.clear_session(free_memory=False)  # names are counted from one again
-    names = run_blocks(code_blocks(page), capsys)
-    if page.name in JOBS:
-        JOBS[page.name](names)
-
-
 # Eight jobs, each done by the blocks of one page and nothing else. What they leave behind:
 
 
@@ -116,6 +93,30 @@ JOBS = {
     "tfhub.md": module_trained,
     "keras_hub.md": classifier_loaded,
 }
+
+
+def runnable_pages():
+    """All pages on TensorFlow; on JAX and torch every second one, and a job's page on both."""
+    for index, page in enumerate(PAGES):
+        elsewhere = keras.backend.backend() == ("jax", "torch")[index % 2]
+        if elsewhere and page.name not in JOBS:
+            continue
+        marks = [pytest.mark.extended] if elsewhere or page.name in SLOW else []
+        yield pytest.param(page, id=page.name, marks=marks)
+
+
+@pytest.mark.parametrize("page", list(runnable_pages()))
+def test_code_runs_and_prints_what_the_page_says(page, capsys, monkeypatch, tmp_path):
+    elsewhere = page.name in NEEDS_TENSORFLOW and keras.backend.backend() != "tensorflow"
+    if elsewhere or page.name in NEEDS_DEVICES:
+        for code, _ in code_blocks(page):
+            compile(code, page.name, "exec")
+        return
+    monkeypatch.chdir(tmp_path)
+    keras.utils.clear_session(free_memory=False)  # names are counted from one again
+    names = run_blocks(code_blocks(page), capsys)
+    if page.name in JOBS:
+        JOBS[page.name](names)
 
 
 @pytest.mark.extended
