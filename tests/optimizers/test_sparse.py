@@ -170,7 +170,7 @@ class SparseFineTuningSGD(SparseFineTuning, keras.optimizers.SGD):
     pass
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     # A few, since each is a shape of its own to compile.
     fraction=st.sampled_from([0.01, 0.1, 0.3, 0.9]),
