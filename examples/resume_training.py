@@ -4,10 +4,10 @@
     python examples/resume_training.py --way orbax     # on JAX
     python examples/resume_training.py --way manager   # on TensorFlow
 
-Kill it and start it again, as often as you like: the final weights, the optimizer's slots and the
+Kill it and start it again, as often as you like: the final weights, the optimizer's state and the
 log are those of a run that was never killed, to the bit.
 
-Three things make it so. The weights, the optimizer's slots and its count of steps are saved
+Three things make it so. The weights, the optimizer's state and its count of steps are saved
 together. The order of the data and the seeds of dropout follow from the number of the step, and
 from nothing that is lost with the process; Keras's own files do not hold the seeds. And training is
 saved where an epoch of Keras ends: `--save-every` says how many steps that is, whatever the length

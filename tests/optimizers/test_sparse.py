@@ -425,7 +425,7 @@ BAD = {
     "include a string": ({"include": "kernel"}, TypeError, "list of regular expressions"),
     "include malformed": ({"include": ["("]}, ValueError, "malformed"),
     "include nothing": ({"include": ["embedding"]}, ValueError, "`include` matches no variable"),
-    "scores lacking": ({"scores": {"v": [1.0] * 4}}, ValueError, "lacks variables of which.*\n  w"),
+    "scores lacking": ({"scores": {"v": [1.0] * 4}}, ValueError, "lacks variables that.*\n  w"),
     "scores of a shape": ({"scores": {"w": [1.0]}}, ValueError, r"shape \(1,\) for 'w'.*\(4,\)"),
     "configuration": (
         {"scores": {"fingerprint": 1, "counts": [1, 2]}, "scope": "global"},

@@ -58,8 +58,8 @@ class Scores:
         missing = [path for path in paths if path not in arrays]
         if missing:
             raise ValueError(
-                "Argument `scores` lacks variables of which a share shall train. Pass a score for "
-                "each, or leave them out with `include` or `exclude`. It has no scores for:"
+                "Argument `scores` lacks variables that train in part. Pass a score for each, or "
+                "leave them out with `include` or `exclude`. It has no scores for:"
                 f"{arguments.listed(missing)}\nand has those of:{arguments.listed(list(arrays))}"
             )
         for path, shape in zip(paths, shapes):

@@ -36,8 +36,8 @@ class SparseFineTuning(VariableChoice):
     """Mixin that trains a small share of the weights, and keeps the state of those only.
 
     Put it first in the list of bases. Of each variable the share `fraction` of the weights is
-    chosen once, and no other weight changes in any bit. The base has its slots on these weights
-    alone: its rule, weight decay, clipping (the norm is that of the chosen gradients), EMA,
+    chosen once, and no other weight changes in any bit. The base keeps its state for these
+    weights alone: its rule, weight decay, clipping (the norm is that of the chosen gradients), EMA,
     accumulation, schedules and guidance by `SensitivityGuided` work on one small vector for each
     variable. With AdamW a chosen weight takes 16 bytes (its position, its value and two moments),
     where AdamW takes 8 for every weight.
@@ -205,8 +205,8 @@ class SparseFineTuning(VariableChoice):
             counts = scores.counts
             if len(counts) != len(chosen):
                 raise ValueError(
-                    f"The configuration of this optimizer is of {len(counts)} variables of which "
-                    f"a share trains; here there are {len(chosen)}. Pass the scores again."
+                    f"The configuration of this optimizer is of {len(counts)} variables that "
+                    f"train in part; here there are {len(chosen)}. Pass the scores again."
                 )
         else:
             counts = [choice.count(math.prod(one.shape), self.fraction) for one in chosen]
@@ -521,8 +521,8 @@ def _check(variable: Variable) -> None:
         )
     if math.prod(variable.shape) > MOST_SCORES:
         raise ValueError(
-            f"The variable {variable_path(variable)!r} has the shape {tuple(variable.shape)}; a "
-            f"share can train of {MOST_SCORES} weights at most. Leave it out with `exclude`."
+            f"The variable {variable_path(variable)!r} has the shape {tuple(variable.shape)}; one "
+            f"that trains in part has {MOST_SCORES} weights at most. Leave it out with `exclude`."
         )
 
 
