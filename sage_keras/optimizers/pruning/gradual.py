@@ -239,7 +239,7 @@ class GradualPruning(SensitivityAverage):
             for variable, chosen in zip(variables, self._chosen)
         ]
         pruned = [variable for variable, yes in zip(variables, self._pruned) if yes]
-        if not pruned and self._strict_patterns:
+        if variables and not pruned and self._strict_patterns:
             paths = [variable_path(variable) for variable in variables]
             raise ValueError(
                 "None of the variables is pruned by default: those of two axes or more, but "
