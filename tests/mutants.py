@@ -291,8 +291,8 @@ MUTANTS = [
     Mutant(
         "weights move while the weights to train are being chosen",
         "optimizers/sparse/fine_tuning.py",
-        "        if chosen:\n            super()._step(grads, variables)",
-        "        super()._step(grads, variables)",
+        "        elif chosen:\n            step(gradients, weights)",
+        "        else:\n            step(gradients, weights)",
         "optimizers/test_sparse.py",
     ),
     Mutant(
