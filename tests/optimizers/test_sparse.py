@@ -108,6 +108,8 @@ def test_follows_the_twin(what):
             np.testing.assert_allclose(weight, one.weight, rtol=1e-5, atol=1e-6)
     assert int(optimizer.iterations) == (STEPS if what == "scores" else STEPS - 3)
     if mode != "eager":
+        for step in range(200 - STEPS):
+            runner.step(gradients(step))
         assert runner.compilations == 1
 
 
@@ -317,7 +319,7 @@ def test_stopped_and_resumed_it_equals_a_run_that_was_not(mode, stop):
 
 
 OTHERS = {
-    "fraction": ({"fraction": 0.5}, "position of weight_0, here.*fraction=0.25, here fraction=0.5"),
+    "fraction": ({"fraction": 0.5}, "is of fraction=0.25, this optimizer has fraction=0.5"),
     "scores": ({"scores": "random"}, "is of scores='gradient', this optimizer has scores='random'"),
     "a dict of scores": ({"scores": scores()}, "is of scores='gradient', this optimizer has"),
     "include": (
