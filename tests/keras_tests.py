@@ -24,6 +24,10 @@ FOLDERS = ("trainers", "callbacks", "saving", "models", "layers")
 CONCERNED = re.compile(r"optimizer|compile\(|run_layer_test")
 SWAP, RESULTS = "SAGE_KERAS_SWAP", "SAGE_KERAS_RESULTS"
 ALL_PASSED, SOME_FAILED = 0, 1  # pytest's exit statuses
+# What is not the same with the exchange, and is not to be.
+EXPECTED = {
+    "test_scalar_weight": "it counts a file's entries: two averages and a description more",
+}
 outcomes = {}
 
 
@@ -123,13 +127,15 @@ def main(wanted):
     for file in counts[0]:
         print(f"{counts[0][file]:5} {counts[1][file]:5}  {file}")
     print(f"{counts[0].total():5} {counts[1].total():5}  in all")
-    broken = [
+    failed = [
         name
         for name, outcome in plain.items()
         if outcome == "passed" and swapped.get(name) != "passed"
     ]
-    for name in broken:
-        print("only with the exchange:", name)
+    broken = [name for name in failed if name.split("::")[-1] not in EXPECTED]
+    for name in failed:
+        why = EXPECTED.get(name.split("::")[-1])
+        print("only with the exchange:", name, f"(expected: {why})" if why else "")
     if broken:
         print(output)
     return 1 if broken else 0

@@ -419,7 +419,7 @@ MUTANTS = [
     Mutant(
         "the gradients of the dropped columns are clipped with the others",
         "optimizers/dps/mixing.py",
-        "self._masked(gradient, index) if self._chosen[index] else gradient",
+        "ops.where(computed_once(self._mask(index)), gradient, 0.0)",
         "gradient",
         "optimizers/test_mixing.py",
     ),
