@@ -36,8 +36,11 @@ FIT_MODES = {
     "jax": ("eager", "xla"),
     "torch": ("eager",),
 }[BACKEND]
+TWINS = {**twin.TWINS, "LayerwiseSage": twin.Adam}
+FACTORS = [0.5, 1.0]  # of the learning rates of kernel and bias, where they are by layer
+OWN = {"LayerwiseSage": {"learning_rate_multipliers": {"kernel|weight_0": FACTORS[0]}}}
 CELLS = diagonals(
-    twin.TWINS,
+    TWINS,
     TOLERANCE,
     FIT_MODES,
     FEATURES,
@@ -72,18 +75,19 @@ def batch_gradients(x, y, kernel, bias):
 
 def twin_fit(optimizer, feature):
     x, y, start = job()
-    rate = LEARNING_RATE
+    name = type(optimizer).__name__
+    rates = [LEARNING_RATE * factor for factor in (FACTORS if name in OWN else [1.0, 1.0])]
     if feature == "schedule":
-        rate = lambda step: LEARNING_RATE * 0.5 ** (step / DECAY_STEPS)  # noqa: E731
+        rates = [lambda step, rate=one: rate * 0.5 ** (step / DECAY_STEPS) for one in rates]
     ones = [
-        twin.TWINS[type(optimizer).__name__](
+        TWINS[name](
             w,
             learning_rate=rate,
             bias_correction=optimizer.bias_correction,
             weight_decay=optimizer.weight_decay or 0.0,
             calibrate=optimizer.calibrate,
         )
-        for w in start
+        for w, rate in zip(start, rates)
     ]
     averages = None
     together = 2 if feature == "accumulation" else 1
@@ -122,7 +126,7 @@ def test_compiled_fit_on_torch(monkeypatch):
 
 @pytest.mark.extended
 @pytest.mark.parametrize("feature", FEATURES)
-@pytest.mark.parametrize("name", twin.TWINS)
+@pytest.mark.parametrize("name", TWINS)
 def test_compiled_step(name, feature):
     optimizer = make_optimizer(name, feature)
     x, y, start = job()
@@ -148,7 +152,7 @@ def make_optimizer(name, feature):
     rate = LEARNING_RATE
     if feature == "schedule":
         rate = keras.optimizers.schedules.ExponentialDecay(rate, DECAY_STEPS, decay_rate=0.5)
-    return getattr(sage_keras, name)(learning_rate=rate, **FEATURES[feature])
+    return getattr(sage_keras, name)(learning_rate=rate, **FEATURES[feature], **OWN.get(name, {}))
 
 
 def fit_and_compare(name, policy, mode, feature, compilations):

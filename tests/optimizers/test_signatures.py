@@ -29,6 +29,7 @@ CASES = {
     sage_keras.PrunedAdamW: ("AdamW", [*PRUNED, *OWN]),
     sage_keras.SparseAdamW: ("AdamW", [*SPARSE, *OWN]),
     sage_keras.ChildTuningAdamW: ("AdamW", ["mode", "fraction", "scores", "seed", *OWN]),
+    sage_keras.LayerwiseSage: ("AdamW", [*GUIDED, "guide", "learning_rate_multipliers", *OWN]),
     sage_keras.LayerwiseAdamW: ("AdamW", ["learning_rate_multipliers", "on_nonfinite"]),
 }
 
