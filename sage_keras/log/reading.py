@@ -81,7 +81,7 @@ class Log:
         model: `Series` of all guided parameters, of all that are trained in part, or of all
             that are pruned.
         groups: Dict of group name to `Series`, in the model's order.
-        metrics: `Metrics`, or `None` if the log has none.
+        metrics: `Metrics`, or `None` if the log has none. Defaults to `None`.
     """
 
     steps: np.ndarray

@@ -18,8 +18,6 @@ the mixins of one class act one after the other, in the order of the bases:
 import difflib
 import inspect
 import re
-import textwrap
-import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -38,7 +36,7 @@ from sage_keras.backend import (
     take_back,
     to_dense,
 )
-from sage_keras.optimizers import saved_state
+from sage_keras.optimizers import printing, saved_state
 from sage_keras.paths import unique_paths, variable_path
 
 if TYPE_CHECKING:  # what the mixins are mixed into; none of them is an optimizer by itself
@@ -312,51 +310,13 @@ class OptimizerMixin(_Optimizer):
             print_fn: Function that is called with each line. Defaults to `print`.
         """
         print_fn(repr(self))
-        if not self.built:
-            return
-        paths = list(self._names.shapes)
-        columns = [
-            *(
-                [title, *(column.get(path, "-") for path in paths)]
-                for title, column in self._summary_columns().items()
-            ),
-            ["path", *paths],
-            ["shape", *map(str, self._names.shapes.values())],
-        ]
-        widths = [max(map(len, column)) for column in columns]
-        for row in zip(*columns):
-            print_fn("  " + "  ".join(map(str.ljust, row, widths)).rstrip())
+        if self.built:
+            for line in printing.as_table(self._names.shapes, self._summary_columns()):
+                print_fn(line)
 
     def __repr__(self) -> str:
         """Shows the learning rate, what is not the default, and what the mixins act on."""
-        settings = ", ".join(
-            f"{name}={textwrap.shorten(value, 100, placeholder='...')}"
-            for name, value in self._shown_settings().items()
-        )
-        base = next(
-            one.__name__
-            for one in type(self).__mro__
-            if issubclass(one, keras.optimizers.Optimizer) and not issubclass(one, OptimizerMixin)
-        )
-        phrases = self._phrases() if self.built else ["not built"]
-        return f"<{', '.join([f'{type(self).__name__}({settings}) on {base}', *phrases])}>"
-
-    def _shown_settings(self) -> dict[str, str]:
-        """The learning rate, and the other arguments that are not the default, as text."""
-        if is_concrete(ops.convert_to_tensor(self.iterations)):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of functions, which are not to be saved here
-                config = self.get_config()
-        else:  # the learning rate has no value in a trace
-            config = self._own_settings()
-        shown = {}
-        for name, value in config.items():
-            if name == "learning_rate":
-                schedule = isinstance(value, dict)
-                shown[name] = value["class_name"] if schedule else f"{value:.6g}"
-            elif name != "name" and value != _default(type(self), name):
-                shown[name] = repr(value)
-        return shown
+        return printing.as_line(self)
 
     def _phrases(self) -> list[str]:
         """Hook: what `repr` says of the optimizer once it is built, such as "guides 2 of 4"."""
@@ -541,14 +501,3 @@ def _arguments_of(cls: type) -> list[str]:
     functions = [vars(one)["__init__"] for one in cls.__mro__ if "__init__" in vars(one)]
     names = [name for function in functions for name in inspect.signature(function).parameters]
     return [name for name in dict.fromkeys(names) if name not in ("self", "args", "kwargs")]
-
-
-def _default(cls: type, name: str) -> Any:
-    """The default of an argument of a class, as the first `__init__` that names it has it."""
-    for one in cls.__mro__:
-        parameters = (
-            inspect.signature(vars(one)["__init__"]).parameters if "__init__" in vars(one) else {}
-        )
-        if name in parameters:
-            return parameters[name].default
-    return inspect.Parameter.empty
