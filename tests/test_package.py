@@ -1,5 +1,6 @@
 """The package as it is imported."""
 
+import importlib
 import importlib.metadata
 import inspect
 import subprocess
@@ -43,6 +44,13 @@ def test_submodules_are_there_without_an_import_of_their_own():
         "None",
     ]
     assert "AttributeError: module 'sage_keras' has no attribute 'optimiser'" in run.stderr
+
+
+@pytest.mark.parametrize("name", ["analysis", "callbacks", "compression", "hub"])
+def test_each_submodule_is_imported_on_use(name, monkeypatch):
+    module = importlib.import_module(f"sage_keras.{name}")
+    monkeypatch.delattr(sage_keras, name)  # as it is before
+    assert getattr(sage_keras, name) is module
 
 
 @pytest.mark.parametrize("package", [analysis, compression], ids=lambda one: one.__name__)
