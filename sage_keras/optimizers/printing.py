@@ -47,7 +47,7 @@ def as_table(
 
 def _settings(optimizer: Any) -> dict[str, str]:
     """The learning rate, and the other arguments that are not the default, as text."""
-    if is_concrete(ops.convert_to_tensor(optimizer.iterations)):
+    if is_concrete(ops.add(optimizer.iterations, 0)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of functions, which are not to be saved here
             config = optimizer.get_config()

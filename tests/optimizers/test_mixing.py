@@ -501,7 +501,7 @@ def test_repr_says_what_is_mixed():
     model = compiled(mix(exclude=["bias"]))
     model.optimizer.build(model.trainable_variables)
     assert repr(model.optimizer) == (
-        "<DPSMix(learning_rate=0.05, seed=0, stage_steps=4, exclude=['bias']) on AdamW, "
+        "<DPSMix(learning_rate=0.01, seed=0, stage_steps=4, exclude=['bias']) on AdamW, "
         "trains 1 of 2 variables in part>"
     )
 
