@@ -45,7 +45,7 @@ def main():
     add = parser.add_argument
     add("--backends", nargs="+", choices=WAYS, default=list(WAYS))
     add("--ways", nargs="+", help="ways of saving; all that the backend has if left out")
-    add("--optimizer", choices=["sage", "dps_dense", "dps_mix", "platon"], default="sage")
+    add("--optimizer", choices=["sage", "dps_dense", "dps_mix", "platon", "sparse"], default="sage")
     add("--kills", type=int, default=20, help="for each backend and way")
     add("--steps", type=int, default=4000, help="of the whole training")
     add("--save-every", type=int, default=20, help="steps from save to save")

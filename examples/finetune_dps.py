@@ -19,44 +19,27 @@ import time
 
 import keras
 import numpy as np
-from common import make_parser, parse, positive_integer, print_rows, stop
-from common.comparison import compile_classifier, recipe, save
-from common.downloads import UnavailableError
-from common.encoders import text_classifier, tokenize
-from common.repeated import MINILM, Runs, Start, fit_seed, load_task, plot_seeds
+from common import make_parser, parse, positive_integer, print_rows, repeated
+from common.comparison import recipe, save
+from common.encoders import tokenize
 from matplotlib.figure import Figure
 
 from sage_keras import TRANSFORMER_BLOCKS, TRANSFORMER_MATRICES, DPSDense, DPSMix, Sage
 from sage_keras.callbacks import SwapTrueWeights
 
 ARMS = ("AdamW", "Sage", "DPSDense", "DPSMix")
-QUICK = {
-    "sizes": [80],
-    "seeds": 1,
-    "epochs": 1,
-    "batch_size": 4,
-    "sequence_length": 16,
-    "validation_size": 100,
-}
+QUICK = {"sizes": [80], **repeated.QUICK}
 
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    wanted = [(size, arm) for size in options.sizes for arm in ARMS]
-    try:
-        for size, arm in wanted:
-            make_optimizer(arm, size, options)  # whatever it refuses, before the first run
-        task = load_task(options)
-    except (UnavailableError, ValueError) as error:
-        stop(error)
-    options.output.mkdir(parents=True, exist_ok=True)
-    runs = Runs(options.output / "runs.jsonl")
-    for size, arm in wanted:
-        missing = [key for key in keys(arm, size, options) if key not in runs]
-        if missing:
-            train(make_optimizer(arm, size, options), missing, task, runs)
-            keras.utils.clear_session()
-    results = {(size, arm): [runs[key] for key in keys(arm, size, options)] for size, arm in wanted}
+    results = repeated.run_all(
+        [(arm, size) for size in options.sizes for arm in ARMS],
+        keys,
+        make_optimizer,
+        lambda arm, *rest: train(make_optimizer(*arm, options), *rest),
+        options,
+    )
     print_table(results, options)
     print_differences(results)
     draw(results, options.output / "finetune_dps.png")
@@ -72,11 +55,7 @@ def keys(arm, size, options):
             "learning_rate": learning_rate(arm, options),
             "drop_rate": options.drop_rate if arm.startswith("DPS") else None,
             "update_ratio": options.update_ratio if arm.startswith("DPS") else None,
-            "epochs": options.epochs,
-            "batch_size": options.batch_size,
-            "sequence_length": options.sequence_length,
-            "validation_size": options.validation_size,
-            "preset": options.preset,
+            **repeated.settings(options),
         }
         for seed in range(options.seeds)
     ]
@@ -106,16 +85,14 @@ def make_optimizer(arm, size, options):
 
 def train(optimizer, missing, task, runs):
     """Trains once for each missing run. The model is built and compiled for the first of them."""
-    classifier = text_classifier(task.preset, len(task.data.class_names), seed=0)
-    compile_classifier(classifier, optimizer)
-    optimizer.build(classifier.trainable_variables)
-    start = Start(classifier)
+    start = repeated.compiled_start(optimizer, task)
+    classifier = start.classifier
     validation = tokenize(task.preprocessor, task.data.validation).batch(100)
     callbacks = [SwapTrueWeights()] if isinstance(optimizer, DPSMix) else []
     for key in missing:
         print(f"\n{key['arm']}, {key['size']} sentences, seed {key['seed']}", flush=True)
         began = time.perf_counter()
-        fit_seed(start, task, key, callbacks)
+        repeated.fit_seed(start, task, key, callbacks)
         metrics = classifier.evaluate(validation, verbose=0, return_dict=True)
         seconds = time.perf_counter() - began
         runs.add(key, {"accuracy": metrics["accuracy"], "loss": metrics["loss"], "s": seconds})
@@ -124,10 +101,8 @@ def train(optimizer, missing, task, runs):
 
 def print_table(results, options):
     rows = [["sentences", "optimizer", "rate", "mean", "std", "worst", "s/run"]]
-    for (size, arm), runs in results.items():
-        accuracies = [run["accuracy"] for run in runs]
-        spread = f"{np.std(accuracies, ddof=1):.4f}" if len(runs) > 1 else "-"
-        cells = [f"{np.mean(accuracies):.4f}", spread, f"{np.min(accuracies):.4f}"]
+    for (arm, size), runs in results.items():
+        cells = repeated.accuracy_cells([run["accuracy"] for run in runs])
         seconds = f"{np.median([run['s'] for run in runs]):.1f}"
         rows.append([str(size), arm, f"{learning_rate(arm, options):g}", *cells, seconds])
     print_rows(rows)
@@ -135,28 +110,26 @@ def print_table(results, options):
 
 def print_differences(results):
     """How much better than AdamW the others are, over the pairs of runs of one size and seed."""
-    sizes = list(dict.fromkeys(size for size, _ in results))
+    sizes = list(dict.fromkeys(size for _, size in results))
     accuracies = {
-        arm: np.array([run["accuracy"] for size in sizes for run in results[size, arm]])
+        arm: np.array([run["accuracy"] for size in sizes for run in results[arm, size]])
         for arm in ARMS
     }
     rows = [["to AdamW", "pairs", "mean", "std error"]]
     for arm in ARMS[1:]:
         differences = accuracies[arm] - accuracies["AdamW"]
-        count = len(differences)
-        error = f"{np.std(differences, ddof=1) / count**0.5:.4f}" if count > 1 else "-"
-        rows.append([arm, str(count), f"{np.mean(differences):+.4f}", error])
+        rows.append([arm, *repeated.difference_cells(differences)])
     print_rows(rows)
 
 
 def draw(results, path):
     """One panel a size, so that all arms of a size stand side by side."""
-    sizes = list(dict.fromkeys(size for size, _ in results))
+    sizes = list(dict.fromkeys(size for _, size in results))
     figure = Figure(figsize=(3.6 * len(sizes) + 0.6, 4.2), layout="constrained")
     panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
     for axes, size in zip(panels, sizes):
-        accuracies = {arm: [run["accuracy"] for run in results[size, arm]] for arm in ARMS}
-        plot_seeds(axes, accuracies)
+        accuracies = {arm: [run["accuracy"] for run in results[arm, size]] for arm in ARMS}
+        repeated.plot_seeds(axes, accuracies)
         axes.set_title(f"{size} sentences")
     panels[0].set_ylabel("validation accuracy")
     save(figure, path)
@@ -165,7 +138,11 @@ def draw(results, path):
 def parse_arguments(arguments):
     parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--preset", default=MINILM, help="a keras-hub preset of a text encoder, or its folder")
+    add(
+        "--preset",
+        default=repeated.MINILM,
+        help="a keras-hub preset of a text encoder, or its folder",
+    )
     add(
         "--sizes",
         type=positive_integer,
@@ -181,12 +158,8 @@ def parse_arguments(arguments):
     add("--sage-learning-rate", type=float, default=3e-4, help="that of Sage, tuned by hand")
     add("--drop-rate", type=float, default=0.3, help="share of weights that DPS leaves out")
     add("--update-ratio", type=float, default=0.05, help="share of the steps in a stage of DPS")
-    add("--epochs", type=positive_integer, default=3, help="passes over the training sentences")
-    add("--batch-size", type=positive_integer, default=16, help="sentences in a step")
-    add("--sequence-length", type=positive_integer, default=24, help="tokens kept of a sentence")
-    add("--validation-size", type=positive_integer, default=500, help="sentences to judge by")
-    trial = "a trial run on few sentences, one seed"
-    return parse(parser, arguments, "results/finetune_dps", QUICK, trial)
+    repeated.add_arguments(parser, epochs=3)
+    return parse(parser, arguments, "results/finetune_dps", QUICK, repeated.TRIAL)
 
 
 if __name__ == "__main__":

@@ -25,11 +25,9 @@ import time
 
 import keras
 import numpy as np
-from common import make_parser, parse, positive_integer, print_rows, ratio, stop
+from common import make_parser, parse, positive_integer, print_rows, ratio, repeated
 from common.comparison import compile_classifier, recipe, save
-from common.downloads import UnavailableError
 from common.encoders import text_classifier, tokenize
-from common.repeated import MINILM, Runs, Start, fit_seed, load_task, plot_seeds
 from matplotlib.figure import Figure
 
 from sage_keras import BIASES_AND_HEAD, LayerwiseAdamW, SparseAdamW
@@ -38,34 +36,18 @@ from sage_keras.compression import save_delta
 FULL, BITFIT, LORA = "AdamW", "BitFit", "LoRA"
 SPARSE = ("sensitivity", "gradient", "random")
 HEAD = ["logits/"]
-QUICK = {
-    "fractions": [0.01],
-    "seeds": 1,
-    "epochs": 1,
-    "size": 80,
-    "batch_size": 4,
-    "sequence_length": 16,
-    "validation_size": 100,
-}
+QUICK = {"fractions": [0.01], "size": 80, **repeated.QUICK}
 
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    wanted = arms(options)
-    try:
-        for arm, fraction in wanted:
-            make_optimizer(arm, fraction, options)  # whatever it refuses, before the first run
-        task = load_task(options)
-    except (UnavailableError, ValueError) as error:
-        stop(error)
-    options.output.mkdir(parents=True, exist_ok=True)
-    runs = Runs(options.output / "runs.jsonl")
-    for arm, fraction in wanted:
-        missing = [key for key in keys(arm, fraction, options) if key not in runs]
-        if missing:
-            train(arm, fraction, missing, task, runs, options)
-            keras.utils.clear_session()
-    results = {one: [runs[key] for key in keys(*one, options)] for one in wanted}
+    results = repeated.run_all(
+        arms(options),
+        keys,
+        make_optimizer,
+        lambda arm, *rest: train(*arm, *rest, options),
+        options,
+    )
     print_table(results)
     print_differences(results)
     draw(results, options.output / "finetune_sparse.png")
@@ -95,11 +77,7 @@ def keys(arm, fraction, options):
             "seed": seed,
             "size": options.size,
             "learning_rate": learning_rate(arm, options),
-            "epochs": options.epochs,
-            "batch_size": options.batch_size,
-            "sequence_length": options.sequence_length,
-            "validation_size": options.validation_size,
-            "preset": options.preset,
+            **repeated.settings(options),
         }
         for seed in range(options.seeds)
     ]
@@ -125,7 +103,7 @@ def train(arm, fraction, missing, task, runs, options):
     optimizer = make_optimizer(arm, fraction, options)
     compile_classifier(classifier, optimizer)
     optimizer.build(classifier.trainable_variables)
-    start = Start(classifier)
+    start = repeated.Start(classifier)
     validation = tokenize(task.preprocessor, task.data.validation).batch(100)
     for key in missing:
         print(f"\n{label(arm, fraction)}, seed {key['seed']}", flush=True)
@@ -134,7 +112,7 @@ def train(arm, fraction, missing, task, runs, options):
         start.restore(key["seed"])
         before = classifier.get_weights()
         began = time.perf_counter()
-        fit_seed(start, task, key)
+        repeated.fit_seed(start, task, key)
         seconds = time.perf_counter() - began
         metrics = classifier.evaluate(validation, verbose=0, return_dict=True)
         result = {
@@ -155,7 +133,7 @@ def draw_choice(optimizer, seed, fraction, classifier, options):
     other.build(classifier.trainable_variables)
     for path, positions in other.chosen_positions.items():
         optimizer.chosen_positions[path].assign(positions)
-    return Start(classifier)
+    return repeated.Start(classifier)
 
 
 def lora_rank(classifier, fraction):
@@ -194,10 +172,8 @@ def file_bytes(classifier, before):
 def print_table(results):
     rows = [["arm", "trained", "state MB", "file MB", "mean", "std", "worst", "s/run"]]
     for one, runs in results.items():
-        accuracies = [run["accuracy"] for run in runs]
-        spread = f"{np.std(accuracies, ddof=1):.4f}" if len(runs) > 1 else "-"
+        cells = repeated.accuracy_cells([run["accuracy"] for run in runs])
         sizes = [f"{np.mean([run[name] for run in runs]) / 1e6:.2f}" for name in ("state", "file")]
-        cells = [f"{np.mean(accuracies):.4f}", spread, f"{np.min(accuracies):.4f}"]
         seconds = f"{np.median([run['s'] for run in runs]):.1f}"
         rows.append([label(*one), f"{runs[0]['trained']:,}", *sizes, *cells, seconds])
     print_rows(rows)
@@ -209,9 +185,7 @@ def print_differences(results):
     for one, runs in list(results.items())[1:]:
         pairs = zip(runs, results[FULL, None], strict=True)
         differences = [run["accuracy"] - base["accuracy"] for run, base in pairs]
-        count = len(differences)
-        error = f"{np.std(differences, ddof=1) / count**0.5:.4f}" if count > 1 else "-"
-        rows.append([label(*one), str(count), f"{np.mean(differences):+.4f}", error])
+        rows.append([label(*one), *repeated.difference_cells(differences)])
     print_rows(rows)
 
 
@@ -220,7 +194,7 @@ def draw(results, path):
     figure = Figure(figsize=(1.1 * len(results) + 0.6, 4.2), layout="constrained")
     axes = figure.subplots()
     names = {one: label(*one).replace(" ", "\n") for one in results}
-    plot_seeds(
+    repeated.plot_seeds(
         axes, {names[one]: [run["accuracy"] for run in runs] for one, runs in results.items()}
     )
     axes.set_ylabel("validation accuracy")
@@ -230,7 +204,11 @@ def draw(results, path):
 def parse_arguments(arguments):
     parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--preset", default=MINILM, help="a keras-hub preset of a text encoder, or its folder")
+    add(
+        "--preset",
+        default=repeated.MINILM,
+        help="a keras-hub preset of a text encoder, or its folder",
+    )
     add(
         "--fractions",
         type=ratio,
@@ -245,12 +223,8 @@ def parse_arguments(arguments):
     add("--bitfit-learning-rate", type=float, default=2e-3, help="that of BitFit")
     add("--lora-learning-rate", type=float, default=3e-3, help="that of LoRA")
     add("--sparse-rate", type=float, default=2e-3, help="that of SparseAdamW")
-    add("--epochs", type=positive_integer, default=4, help="passes over the training sentences")
-    add("--batch-size", type=positive_integer, default=16, help="sentences in a step")
-    add("--sequence-length", type=positive_integer, default=24, help="tokens kept of a sentence")
-    add("--validation-size", type=positive_integer, default=500, help="sentences to judge by")
-    trial = "a trial run on few sentences, one seed"
-    return parse(parser, arguments, "results/finetune_sparse", QUICK, trial)
+    repeated.add_arguments(parser, epochs=4)
+    return parse(parser, arguments, "results/finetune_sparse", QUICK, repeated.TRIAL)
 
 
 if __name__ == "__main__":

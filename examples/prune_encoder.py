@@ -21,11 +21,9 @@ import time
 
 import keras
 import numpy as np
-from common import make_parser, parse, positive_integer, print_rows, ratio, stop
-from common.comparison import compile_classifier, recipe, save
-from common.downloads import UnavailableError
-from common.encoders import text_classifier, tokenize
-from common.repeated import MINILM, Runs, Start, fit_seed, load_task
+from common import make_parser, parse, positive_integer, print_rows, ratio, repeated
+from common.comparison import recipe, save
+from common.encoders import tokenize
 from matplotlib.figure import Figure
 
 from sage_keras import TRANSFORMER_MATRICES, Platon, PrunedAdamW
@@ -34,36 +32,18 @@ from sage_keras.compression import sparsity
 DENSE, MAGNITUDE, PLATON = "AdamW", "PrunedAdamW", "Platon"
 PAIRS = ((MAGNITUDE, DENSE), (PLATON, DENSE), (PLATON, MAGNITUDE))
 STYLES = {MAGNITUDE: ("tab:orange", "s", "--"), PLATON: ("tab:blue", "o", "-")}
-QUICK = {
-    "sparsities": [0.5],
-    "seeds": 1,
-    "epochs": 1,
-    "size": 80,
-    "batch_size": 4,
-    "sequence_length": 16,
-    "validation_size": 100,
-}
+QUICK = {"sparsities": [0.5], "size": 80, **repeated.QUICK}
 
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    wanted = arms(options)
-    try:
-        for arm, share in wanted:
-            make_optimizer(arm, share, options)  # whatever it refuses, before the first run
-        task = load_task(options)
-    except (UnavailableError, ValueError) as error:
-        stop(error)
-    options.output.mkdir(parents=True, exist_ok=True)
-    runs = Runs(options.output / "runs.jsonl")
-    for arm, share in wanted:
-        missing = [key for key in keys(arm, share, options) if key not in runs]
-        if missing:
-            train(make_optimizer(arm, share, options), missing, task, runs)
-            keras.utils.clear_session()
-    results = {
-        (arm, share): [runs[key] for key in keys(arm, share, options)] for arm, share in wanted
-    }
+    results = repeated.run_all(
+        arms(options),
+        keys,
+        make_optimizer,
+        lambda arm, *rest: train(make_optimizer(*arm, options), *rest),
+        options,
+    )
     print_table(results)
     print_differences(results)
     draw(results, options.output / "prune_encoder.png")
@@ -84,11 +64,7 @@ def keys(arm, share, options):
             "seed": seed,
             "size": options.size,
             "learning_rate": options.learning_rate,
-            "epochs": options.epochs,
-            "batch_size": options.batch_size,
-            "sequence_length": options.sequence_length,
-            "validation_size": options.validation_size,
-            "preset": options.preset,
+            **repeated.settings(options),
         }
         for seed in range(options.seeds)
     ]
@@ -111,15 +87,13 @@ def make_optimizer(arm, share, options):
 
 def train(optimizer, missing, task, runs):
     """Trains once for each missing run. The model is built and compiled for the first of them."""
-    classifier = text_classifier(task.preset, len(task.data.class_names), seed=0)
-    compile_classifier(classifier, optimizer)
-    optimizer.build(classifier.trainable_variables)
-    start = Start(classifier)
+    start = repeated.compiled_start(optimizer, task)
+    classifier = start.classifier
     validation = tokenize(task.preprocessor, task.data.validation).batch(100)
     for key in missing:
         print(f"\n{key['arm']}, {key['sparsity']:.0%} zero, seed {key['seed']}", flush=True)
         began = time.perf_counter()
-        fit_seed(start, task, key)
+        repeated.fit_seed(start, task, key)
         metrics = classifier.evaluate(validation, verbose=0, return_dict=True)
         result = {
             "accuracy": metrics["accuracy"],
@@ -135,11 +109,9 @@ def print_table(results):
     rows = [["optimizer", "zeros", "mean", "std", "worst", "s/run"]]
     for (arm, _), runs in results.items():
         accuracies = [run["accuracy"] for run in runs]
-        spread = f"{np.std(accuracies, ddof=1):.4f}" if len(runs) > 1 else "-"
         zeros = f"{np.mean([run['zeros'] for run in runs]):.1%}"
         seconds = f"{np.median([run['s'] for run in runs]):.1f}"
-        cells = [f"{np.mean(accuracies):.4f}", spread, f"{np.min(accuracies):.4f}", seconds]
-        rows.append([arm, zeros, *cells])
+        rows.append([arm, zeros, *repeated.accuracy_cells(accuracies), seconds])
     print_rows(rows)
 
 
@@ -152,9 +124,7 @@ def print_differences(results):
             differences = [
                 one["accuracy"] - two["accuracy"] for one, two in zip(results[arm, share], base)
             ]
-            count = len(differences)
-            error = f"{np.std(differences, ddof=1) / count**0.5:.4f}" if count > 1 else "-"
-            cells = [f"{share:.0%}", str(count), f"{np.mean(differences):+.4f}", error]
+            cells = [f"{share:.0%}", *repeated.difference_cells(differences)]
             rows.append([f"{arm} - {other}", *cells])
     print_rows(rows)
 
@@ -183,7 +153,11 @@ def draw(results, path):
 def parse_arguments(arguments):
     parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--preset", default=MINILM, help="a keras-hub preset of a text encoder, or its folder")
+    add(
+        "--preset",
+        default=repeated.MINILM,
+        help="a keras-hub preset of a text encoder, or its folder",
+    )
     add(
         "--sparsities",
         type=ratio,
@@ -195,12 +169,8 @@ def parse_arguments(arguments):
     add("--seeds", type=positive_integer, default=5, help="runs of each optimizer and sparsity")
     add("--size", type=positive_integer, default=1000, help="sentences to train on")
     add("--learning-rate", type=float, default=2e-4, help="that of all optimizers")
-    add("--epochs", type=positive_integer, default=8, help="passes over the training sentences")
-    add("--batch-size", type=positive_integer, default=16, help="sentences in a step")
-    add("--sequence-length", type=positive_integer, default=24, help="tokens kept of a sentence")
-    add("--validation-size", type=positive_integer, default=500, help="sentences to judge by")
-    trial = "a trial run on few sentences, one seed"
-    return parse(parser, arguments, "results/prune_encoder", QUICK, trial)
+    repeated.add_arguments(parser, epochs=8)
+    return parse(parser, arguments, "results/prune_encoder", QUICK, repeated.TRIAL)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@
     python examples/resume_training.py --way orbax     # on JAX
     python examples/resume_training.py --way manager   # on TensorFlow
 
-Kill it and start it again, as often as you like: the final weights, the optimizer's slots and the
+Kill it and start it again, as often as you like: the final weights, the optimizer's state and the
 log are those of a run that was never killed, to the bit.
 
-Three things make it so. The weights, the optimizer's slots and its count of steps are saved
+Three things make it so. The weights, the optimizer's state and its count of steps are saved
 together. The order of the data and the seeds of dropout follow from the number of the step, and
 from nothing that is lost with the process; Keras's own files do not hold the seeds. And training is
 saved where an epoch of Keras ends: `--save-every` says how many steps that is, whatever the length
@@ -27,7 +27,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from sage_keras import DPSDense, DPSMix, Platon, Sage
+from sage_keras import DPSDense, DPSMix, Platon, Sage, SparseAdamW
 from sage_keras.analysis import read_log
 from sage_keras.callbacks import SensitivityLogger, SwapTrueWeights
 
@@ -242,6 +242,8 @@ def make_optimizer(options):
         return DPSDense(schedule, total_steps=options.steps)
     if options.optimizer == "platon":
         return Platon(schedule, total_steps=options.steps)
+    if options.optimizer == "sparse":  # chosen at once, so that all steps are updates
+        return SparseAdamW(schedule, fraction=0.1, scores="magnitude")
     return DPSMix(schedule, total_steps=options.steps, seed=options.seed)
 
 
@@ -273,7 +275,7 @@ def parse_arguments(arguments):
     )
     add = parser.add_argument
     add("--way", choices=WAYS, default="file", help="how training is saved and resumed")
-    add("--optimizer", choices=["sage", "dps_dense", "dps_mix", "platon"], default="sage")
+    add("--optimizer", choices=["sage", "dps_dense", "dps_mix", "platon", "sparse"], default="sage")
     add("--steps", type=int, default=880, help="of the whole training")
     add("--save-every", type=int, default=40, help="steps from save to save")
     add("--update-freq", type=int, default=10, help="steps from report to report")

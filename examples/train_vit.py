@@ -124,8 +124,8 @@ def pretrained_model(preset, image_shape, class_count, image_size):
         )
     except Exception as error:  # Keras raises a bare one where a download fails
         raise UnavailableError(
-            f"The preset {preset} cannot be had: {error}. Check its name and the network, or name "
-            "the folder of a keras-hub preset that lies here."
+            f"The preset {preset} cannot be loaded: {error}. Check its name and the network, or "
+            "name the folder of a keras-hub preset that lies here."
         ) from error
     x = base(application.preprocess_input(x))
     return keras.Model(images, layers.Dense(class_count, name="head")(x))

@@ -16,9 +16,9 @@ class HubLayer(keras.layers.Layer):
     """A TensorFlow Hub module whose variables are weights of the layer.
 
     `hub.KerasLayer` is a layer of Keras 2, and the weights of `keras.layers.TFSMLayer` have names
-    that no optimizer with slots accepts. Here each variable of the module is shared with a
-    `keras.Variable` of the same name, its slashes included: `include` and `exclude` of a guided
-    optimizer find `layer_0/query/kernel` below the name of the layer.
+    that no optimizer with a state of its own accepts. Here each variable of the module is shared
+    with a `keras.Variable` of the same name, its slashes included: `include` and `exclude` of a
+    guided optimizer find `layer_0/query/kernel` below the name of the layer.
 
     The module is called with the layer's inputs: a tensor, a dict or a list of tensors, whatever
     it was saved for. It gets `training=True` in `fit` while the layer is trainable, if it takes

@@ -116,7 +116,7 @@ def moving_average(average: Tensor, value: Tensor, beta_3: float) -> Tensor:
 
 
 def as_stored(average: Tensor, dtype: str, seed: int, step: Tensor) -> Tensor:
-    """A moving average as a slot of `dtype` holds it.
+    """A moving average as a variable of `dtype` holds it.
 
     To bfloat16 it is rounded up or down by chance, and the more likely to the nearer value, so that
     the errors of many steps cancel. The chance is that of `random_bits`: a step that is made again
@@ -124,8 +124,8 @@ def as_stored(average: Tensor, dtype: str, seed: int, step: Tensor) -> Tensor:
 
     Args:
         average: Tensor, non-negative, of float32 or float64.
-        dtype: String, the dtype of the slot.
-        seed: Integer, another one for each slot.
+        dtype: String, the dtype of the variable.
+        seed: Integer, another one for each variable.
         step: Integer or scalar tensor of integers, the number of updates so far.
 
     Returns:

@@ -6,6 +6,7 @@ counts need no more than sums of weights that are spread over devices.
 
     threshold, at_least    the scores that reach the count-th largest one, all ties included
     largest                exactly so many scores of several tensors, ties by position
+    largest_of_arrays      the same of NumPy arrays, in double precision too, by partition
 
 Nothing here has state, and nothing knows of Keras variables or optimizers.
 """
@@ -13,6 +14,7 @@ Nothing here has state, and nothing knows of Keras variables or optimizers.
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from keras import ops
 
 from sage_keras.annotations import Tensor
@@ -91,6 +93,40 @@ def largest(scores: Sequence[Tensor], count: int | Tensor) -> list[Tensor]:
         return []
     masks: list[Tensor] = _largest(list(scores), ops.convert_to_tensor(count, "int32"))
     return masks
+
+
+def largest_of_arrays(scores: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+    """Which scores are the `count` largest of all, as `largest` has it.
+
+    Scores of double precision are told apart, and there may be any number of them.
+
+    Args:
+        scores: List of arrays without NaNs, of any shapes.
+        count: Integer from 0 to the number of scores.
+
+    Returns:
+        List of Boolean arrays, of the shapes of `scores`.
+
+    Example:
+
+    >>> scores = [np.array([0.5, 2.0, -1.0]), np.array([[2.0], [3.0]])]
+    >>> [mask.tolist() for mask in largest_of_arrays(scores, count=2)]
+    [[False, True, False], [[False], [True]]]
+    """
+    if count == 0:
+        return [np.zeros(one.shape, bool) for one in scores]
+    ranked = np.concatenate([one.ravel() for one in scores])
+    place = ranked.size - count
+    ranked.partition(place)  # in place: argpartition's indices take twice the memory
+    threshold = ranked[place]
+    del ranked
+    masks = [one.ravel() > threshold for one in scores]
+    missing = count - sum(map(np.count_nonzero, masks))
+    for one, mask in zip(scores, masks):
+        equal = np.flatnonzero(one.ravel() == threshold)[:missing]
+        mask[equal] = True
+        missing -= len(equal)
+    return [mask.reshape(one.shape) for mask, one in zip(masks, scores)]
 
 
 def ordered(scores: Tensor) -> Tensor:

@@ -17,15 +17,22 @@ import re
 import subprocess
 import sys
 import tempfile
+import types
 
 FOLDERS = ("trainers", "callbacks", "saving", "models", "layers")
 # What trains or saves: the others never see an optimizer.
 CONCERNED = re.compile(r"optimizer|compile\(|run_layer_test")
 SWAP, RESULTS = "SAGE_KERAS_SWAP", "SAGE_KERAS_RESULTS"
+ALL_PASSED, SOME_FAILED = 0, 1  # pytest's exit statuses
+# What is not the same with the exchange, and is not to be.
+EXPECTED = {
+    "test_scalar_weight": "it counts a file's entries: two averages and a description more",
+}
 outcomes = {}
 
 
 def pytest_configure(config):
+    stand_in_for_the_conftest()
     if os.environ.get(SWAP):
         swap()
 
@@ -37,6 +44,18 @@ def pytest_runtest_logreport(report):
 
 def pytest_sessionfinish():
     pathlib.Path(os.environ[RESULTS]).write_text(json.dumps(outcomes))
+
+
+def stand_in_for_the_conftest():
+    """Some of the tests import a name of Keras's own conftest.py, which its wheel leaves out."""
+    import keras
+    import pytest
+
+    def skip_if_backend(name, reason):
+        return pytest.mark.skipif(keras.backend.backend() == name, reason=reason)
+
+    sys.modules["conftest"] = types.ModuleType("conftest")
+    sys.modules["conftest"].skip_if_backend = skip_if_backend
 
 
 def swap():
@@ -78,7 +97,8 @@ def run(files, swapped):
         command += ["--import-mode", "importlib", "--tb", "line", "-W", "ignore"]
         command += ["-o", "markers=requires_trainable_backend", *map(str, files)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if not results.exists():
+        ran = done.returncode in (ALL_PASSED, SOME_FAILED)
+        if not ran or not results.exists():  # a file that cannot be imported, say
             raise SystemExit(done.stdout + done.stderr)
         return json.loads(results.read_text()), done.stdout
 
@@ -107,13 +127,15 @@ def main(wanted):
     for file in counts[0]:
         print(f"{counts[0][file]:5} {counts[1][file]:5}  {file}")
     print(f"{counts[0].total():5} {counts[1].total():5}  in all")
-    broken = [
+    failed = [
         name
         for name, outcome in plain.items()
         if outcome == "passed" and swapped.get(name) != "passed"
     ]
-    for name in broken:
-        print("only with the exchange:", name)
+    broken = [name for name in failed if name.split("::")[-1] not in EXPECTED]
+    for name in failed:
+        why = EXPECTED.get(name.split("::")[-1])
+        print("only with the exchange:", name, f"(expected: {why})" if why else "")
     if broken:
         print(output)
     return 1 if broken else 0

@@ -179,11 +179,11 @@ MUTANTS = [
         "analysis/test_pruning.py",
     ),
     Mutant(
-        "all weights at the threshold are zeroed, more than were asked for",
-        "compression/pruning.py",
-        "np.flatnonzero(values == threshold)[:missing]",
-        "np.flatnonzero(values == threshold)",
-        "analysis/test_pruning.py",
+        "all weights at the threshold are kept, more than were asked for",
+        "thresholds.py",
+        "np.flatnonzero(one.ravel() == threshold)[:missing]",
+        "np.flatnonzero(one.ravel() == threshold)",
+        "test_thresholds.py analysis/test_pruning.py",
     ),
     Mutant(
         "the scope of layers is that of the model",
@@ -291,8 +291,8 @@ MUTANTS = [
     Mutant(
         "weights move while the weights to train are being chosen",
         "optimizers/sparse/fine_tuning.py",
-        "        if chosen:\n            super()._step(grads, variables)",
-        "        super()._step(grads, variables)",
+        "        elif chosen:\n            step(gradients, weights)",
+        "        else:\n            step(gradients, weights)",
         "optimizers/test_sparse.py",
     ),
     Mutant(
@@ -311,9 +311,9 @@ MUTANTS = [
     ),
     Mutant(
         "of equal scores the last are taken",
-        "optimizers/sparse/choice.py",
-        "[: count - mask.sum()]",
-        "[mask.sum() - count :]",
+        "thresholds.py",
+        "np.flatnonzero(one.ravel() == threshold)[:missing]",
+        "np.flatnonzero(one.ravel() == threshold)[::-1][:missing]",
         "optimizers/test_sparse.py",
     ),
     Mutant(
@@ -419,7 +419,7 @@ MUTANTS = [
     Mutant(
         "the gradients of the dropped columns are clipped with the others",
         "optimizers/dps/mixing.py",
-        "self._masked(gradient, index) if self._chosen[index] else gradient",
+        "ops.where(computed_once(self._mask(index)), gradient, 0.0)",
         "gradient",
         "optimizers/test_mixing.py",
     ),

@@ -38,29 +38,6 @@ PUBLIC = (
 DOCUMENTED = {name: value for name, value in PUBLIC.items() if not isinstance(value, tuple)}
 
 
-def runnable_pages():
-    """All pages on TensorFlow; on JAX and torch every second one, each page on one of the two."""
-    for index, page in enumerate(PAGES):
-        if keras.backend.backend() == ("jax", "torch")[index % 2]:
-            continue
-        marks = [pytest.mark.extended] if page.name in SLOW else []
-        yield pytest.param(page, id=page.name, marks=marks)
-
-
-@pytest.mark.parametrize("page", list(runnable_pages()))
-def test_code_runs_and_prints_what_the_page_says(page, capsys, monkeypatch, tmp_path):
-    elsewhere = page.name in NEEDS_TENSORFLOW and keras.backend.backend() != "tensorflow"
-    if elsewhere or page.name in NEEDS_DEVICES:
-        for code, _ in code_blocks(page):
-            compile(code, page.name, "exec")
-        return
-    monkeypatch.chdir(tmp_path)
-    keras.utils.clear_session(free_memory=False)  # names are counted from one again
-    names = run_blocks(code_blocks(page), capsys)
-    if page.name in JOBS:
-        JOBS[page.name](names)
-
-
 # Eight jobs, each done by the blocks of one page and nothing else. What they leave behind:
 
 
@@ -118,6 +95,30 @@ JOBS = {
 }
 
 
+def runnable_pages():
+    """All pages on TensorFlow; on JAX and torch every second one, and a job's page on both."""
+    for index, page in enumerate(PAGES):
+        elsewhere = keras.backend.backend() == ("jax", "torch")[index % 2]
+        if elsewhere and page.name not in JOBS:
+            continue
+        marks = [pytest.mark.extended] if elsewhere or page.name in SLOW else []
+        yield pytest.param(page, id=page.name, marks=marks)
+
+
+@pytest.mark.parametrize("page", list(runnable_pages()))
+def test_code_runs_and_prints_what_the_page_says(page, capsys, monkeypatch, tmp_path):
+    elsewhere = page.name in NEEDS_TENSORFLOW and keras.backend.backend() != "tensorflow"
+    if elsewhere or page.name in NEEDS_DEVICES:
+        for code, _ in code_blocks(page):
+            compile(code, page.name, "exec")
+        return
+    monkeypatch.chdir(tmp_path)
+    keras.utils.clear_session(free_memory=False)  # names are counted from one again
+    names = run_blocks(code_blocks(page), capsys)
+    if page.name in JOBS:
+        JOBS[page.name](names)
+
+
 @pytest.mark.extended
 @whole_job("torch")
 def test_page_about_resuming_survives_a_kill(tmp_path):
@@ -163,53 +164,79 @@ def test_every_page_is_in_the_navigation():
     assert pages == set(re.findall(r"[\w/]+\.md", navigation))
 
 
+_IMAGE = r'<img src="(.*?)" width="\d+" alt="(.*?)">'
+
+
 @pytest.mark.backend_agnostic
 def test_pictures_say_what_they_show():
     for page in [ROOT / "README.md", *DOCS.rglob("*.md")]:
-        for text, target in re.findall(r"!\[(.*?)\]\((.*?)\)", page.read_text(encoding="utf-8")):
+        source = page.read_text(encoding="utf-8")
+        found = re.findall(r"!\[(.*?)\]\((.*?)\)", source)
+        found += [(alt, target) for target, alt in re.findall(_IMAGE, source)]
+        for text, target in found:
             assert len(text) > 20, f"{page.name}: {target}"
             assert (page.parent / target).is_file()
+        assert len(re.findall(r"<img |!\[", source)) == len(found)
 
 
-# Words at which a reader stops, and what to write instead.
+# Words at which a reader stops, and what to write instead. A number is a value, not a figure, which
+# is what Matplotlib calls the whole of a picture.
 AVOIDED = {
     r"anew": "again",
-    r"hangs? on": "depends on",
-    r"(is|are) said": "say who says it, or leave it out",
-    r"(to|cannot|could not|can) be had": "available",
+    r"hang(?:s|ing)? on": "depends on",
+    r"(?:is|are|was|were) said": "say who says it, or leave it out",
+    r"(?:to|can|cannot|could not) be had": "available",
     r"a share": "a part, or some of them",
     r"in words": "leave it out",
     r"with the same eyes": "in the same way",
     r"the base's affair": "left to the base",
     r"not so, as far as": "not distinguishable from chance",
     r"thrown out": "removed",
-}
-IN_PAGES = {
-    r"figures?": "value, number or picture",
+    r"(?<!new )(?<!Matplotlib )figures?": "value, number or picture",
     r"slots?": "variable of the optimizer, or its state",
 }
-FOR_DEVELOPERS = {"one_step.md", "changelog.md"}
+FOR_DEVELOPERS = {"one_step.md"}
+PROSE = [
+    *(page for page in DOCS.rglob("*.md") if page.name not in FOR_DEVELOPERS),
+    *ROOT.glob("*.md"),
+    *ROOT.glob("*/README.md"),
+]
 
 
-def avoided(text, words):
-    pattern = re.compile(rf"\b({'|'.join(words)})\b", re.IGNORECASE)
-    return [found[0] for found in pattern.finditer(text)]
+def avoided(text):
+    """The words to avoid in a text. Backticks hold code, and the report has tags and styles."""
+    text = re.sub(r"`[^`]+`|<[^>]+>|^.*\{.*\}$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\s+", " ", text)
+    return [found[0] for found in re.finditer(rf"(?i)\b(?:{'|'.join(AVOIDED)})\b", text)]
+
+
+def texts_in_code():
+    """Pairs of a place and a text of it that users read: docstrings of public names, messages."""
+    for name, value in DOCUMENTED.items():
+        yield name, inspect.getdoc(value)
+        for attribute, member in vars(value).items() if inspect.isclass(value) else ():
+            if not attribute.startswith("_") and not _is_hook(attribute):
+                yield f"{name}.{attribute}", inspect.getdoc(member) or ""
+    for folder in ("sage_keras", "examples"):
+        for path in (ROOT / folder).rglob("*.py"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            if folder == "examples":  # it is the help of a command
+                yield path.name, ast.get_docstring(tree) or ""
+            docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+            for node in ast.walk(tree):
+                text = getattr(node, "value", None) if isinstance(node, ast.Constant) else None
+                if isinstance(text, str) and " " in text and id(node) not in docstrings:
+                    yield f"{path.name}:{node.lineno}", text
 
 
 @pytest.mark.backend_agnostic
 def test_words_that_stop_a_reader():
-    for page in DOCS.rglob("*.md"):
-        if page.name not in FOR_DEVELOPERS:
-            text = re.sub(r"`[^`\n]+`", "", page.read_text(encoding="utf-8"))
-            assert not avoided(text, [*AVOIDED, *IN_PAGES]), page.name
-    for name, value in DOCUMENTED.items():
-        assert not avoided(inspect.getdoc(value), AVOIDED), name
-    assert avoided("It hangs on a share, and is said anew.", AVOIDED) == [
-        "hangs on",
-        "a share",
-        "is said",
-        "anew",
-    ]
+    for page in PROSE:
+        assert not avoided(page.read_text(encoding="utf-8")), page
+    for place, text in texts_in_code():
+        assert not avoided(text), place
+    sentence = "It hangs on a share of `slots`, and is\nsaid anew in a new figure with slots."
+    assert avoided(sentence) == ["hangs on", "a share", "is said", "anew", "slots"]
 
 
 def test_the_reference_has_every_public_name():
@@ -218,6 +245,37 @@ def test_the_reference_has_every_public_name():
     of_the_measure = {name for name in PUBLIC if name.startswith("sage_keras.sensitivity.")}
     assert set(listed) == set(PUBLIC) - of_the_measure | {"sage_keras.sensitivity"}
     assert len(listed) == len(set(listed))
+
+
+@pytest.mark.extended
+@pytest.mark.backend_agnostic
+def test_the_reference_shows_every_public_name_with_its_signature(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    shown = {}
+    for path in (tmp_path / "api").glob("*.html"):
+        page = path.read_text(encoding="utf-8")
+        assert "<blockquote>" not in page  # an example that was not read as one
+        shown |= signatures(page)
+    assert set(PUBLIC) <= set(shown)
+    for name, value in PUBLIC.items():
+        if callable(value):
+            wanted = [name.rpartition(".")[2], *inspect.signature(value).parameters]
+        else:
+            wanted = [name.rpartition(".")[2]]
+        assert re.findall(rf"\b(?:{'|'.join(wanted)})\b", shown[name])[: len(wanted)] == wanted, (
+            name
+        )
+
+
+def signatures(page):
+    """A dict of the names that a built page documents to their signatures, as plain text."""
+    found = {}
+    for part in page.split('<div class="doc doc-object doc-')[1:]:
+        name = re.search(r'id="(\S+)" class="doc doc-heading"', part)[1]
+        signature = re.search(r'<div class="doc-signature[ "].*?</div>', part, re.DOTALL)
+        found[name] = re.sub(r"<[^>]+>", "", signature[0]) if signature else ""
+    return found
 
 
 @pytest.mark.backend_agnostic

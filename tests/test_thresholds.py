@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from keras import ops
 from modes import to_numpy
 
-from sage_keras.thresholds import at_least, largest, threshold
+from sage_keras.thresholds import at_least, largest, largest_of_arrays, threshold
 
 few = settings(deadline=None, max_examples=60)
 # Many equal ones, zeros, the tiniest and the largest that float32 has.
@@ -58,12 +58,13 @@ def test_exactly_the_largest_of_several_tensors_the_first_among_equals(scores, c
     scores = np.array(scores, "float32")
     shapes = [(2, 3), (), (5, 1)]  # shapes stay the same: each one is compiled on JAX
     parts = np.split(scores, [6, 7])
-    tensors = [ops.convert_to_tensor(part.reshape(shape)) for part, shape in zip(parts, shapes)]
-    masks = [to_numpy(mask) for mask in largest(tensors, count)]
-    assert [mask.shape for mask in masks] == shapes
+    arrays = [part.reshape(shape) for part, shape in zip(parts, shapes)]
     expected = np.zeros(12, bool)
     expected[np.argsort(-scores.astype("float64"), kind="stable")[:count]] = True
-    np.testing.assert_array_equal(np.concatenate([mask.ravel() for mask in masks]), expected)
+    masks = largest([ops.convert_to_tensor(array) for array in arrays], count)
+    for found in (list(map(to_numpy, masks)), largest_of_arrays(arrays, count)):
+        assert [mask.shape for mask in found] == shapes
+        np.testing.assert_array_equal(np.concatenate([mask.ravel() for mask in found]), expected)
 
 
 def test_no_count_of_what_is_not_a_number_is_lost():

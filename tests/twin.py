@@ -49,11 +49,7 @@ class Twin:
     def step(self, gradient):
         g = np.asarray(gradient, dtype="float64")
         t = self.iterations + 1
-        lr = (
-            self.learning_rate(self.iterations)
-            if callable(self.learning_rate)
-            else (self.learning_rate)
-        )
+        lr = self.rate()
 
         self.weight = self.weight - lr * self.weight_decay * self.weight
 
@@ -72,6 +68,14 @@ class Twin:
         rate = lr * self.scale if self.guide else lr
         self.weight = self.weight - rate * self.direction(g, t)
         self.iterations = t
+
+    def rate(self):
+        """The learning rate of the next step."""
+        return (
+            self.learning_rate(self.iterations)
+            if callable(self.learning_rate)
+            else self.learning_rate
+        )
 
     def direction(self, g, t):
         raise NotImplementedError

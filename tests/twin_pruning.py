@@ -45,7 +45,7 @@ class Pruned:
             g = np.asarray(gradient, dtype="float64")
             if self.score == "movement":
                 one.weight = np.where(self.masks[index], one.weight, self.hidden[index])
-            self.measure(index, one.weight * (1 - one.learning_rate * one.weight_decay), g)
+            self.measure(index, one.weight * (1 - one.rate() * one.weight_decay), g)
             one.step(g)
             self.hidden[index] = one.weight.copy()
         past = self.steps - self.begin
@@ -65,7 +65,7 @@ class Pruned:
             self.beta_4 * self.uncertainties[index] + (1 - self.beta_4) * variation
         )
         if self.score == "movement":
-            self.sums[index] += -self.bases[index].learning_rate * weight * g
+            self.sums[index] += -self.bases[index].rate() * weight * g
         else:
             self.sums[index] += g**2
 

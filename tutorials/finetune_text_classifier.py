@@ -207,6 +207,10 @@ for text, logits in zip(texts, loaded.predict(texts, verbose=0)):
 """
 Longer texts want a higher `SEQUENCE_LENGTH`.
 
+The outputs in this notebook are of a run on a CPU with much other work, hence its seconds. `PRESET`
+was a folder with the weights of the same name, and the texts were snippets of movie reviews of one
+sentence in place of IMDB's.
+
 ## Next
 
 - The same measure for any optimizer, without changing the training: `Sage(guide=False)`.

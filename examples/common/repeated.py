@@ -8,12 +8,39 @@ import keras_hub
 import numpy as np
 from keras import ops
 
+from common import positive_integer, stop
+from common.comparison import compile_classifier
 from common.datasets import Dataset, Examples, movie_snippets
-from common.encoders import load_preprocessor, minilm_folder, tokenize
+from common.downloads import UnavailableError
+from common.encoders import load_preprocessor, minilm_folder, text_classifier, tokenize
 from sage_keras.log.writing import JsonLines
 
 MINILM = "all-MiniLM-L6-v2"
 POOL = 8000  # the sentences that each seed draws its own from
+QUICK = {"seeds": 1, "epochs": 1, "batch_size": 4, "sequence_length": 16, "validation_size": 100}
+TRIAL = "a trial run on few sentences, one seed"
+
+
+def add_arguments(parser, epochs):
+    """Adds the command-line arguments of each run to a parser.
+
+    Args:
+        parser: An `argparse.ArgumentParser`.
+        epochs: Integer, the default.
+    """
+    add = parser.add_argument
+    add(
+        "--epochs", type=positive_integer, default=epochs, help="passes over the training sentences"
+    )
+    add("--batch-size", type=positive_integer, default=16, help="sentences in a step")
+    add("--sequence-length", type=positive_integer, default=24, help="tokens kept of a sentence")
+    add("--validation-size", type=positive_integer, default=500, help="sentences to judge by")
+
+
+def settings(options):
+    """What the arguments of each run add to its key."""
+    names = ("epochs", "batch_size", "sequence_length", "validation_size", "preset")
+    return {name: getattr(options, name) for name in names}
 
 
 class Task(typing.NamedTuple):
@@ -34,6 +61,36 @@ def load_task(options):
     preset = minilm_folder() if options.preset == MINILM else options.preset
     preprocessor = load_preprocessor(preset, options.sequence_length)
     return Task(preset, preprocessor, movie_snippets(POOL, options.validation_size, seed=0))
+
+
+def run_all(arms, keys, check, train, options):
+    """Makes the runs of all arms that are not in the file yet, and returns those of each arm.
+
+    Args:
+        arms: List of tuples.
+        keys: Function of an arm's entries and `options` that returns the keys of its runs.
+        check: Function of the same that raises `ValueError` if the arm cannot be trained.
+        train: Function of an arm, the keys of missing runs, the `Task` and the `Runs`, that trains
+            once for each key and adds what came of it.
+        options: What the command line said.
+
+    Returns:
+        Dict of arm to a list of results.
+    """
+    try:
+        for arm in arms:
+            check(*arm, options)  # whatever it refuses, before the first run
+        task = load_task(options)
+    except (UnavailableError, ValueError) as error:
+        stop(error)
+    options.output.mkdir(parents=True, exist_ok=True)
+    runs = Runs(options.output / "runs.jsonl")
+    for arm in arms:
+        missing = [key for key in keys(*arm, options) if key not in runs]
+        if missing:
+            train(arm, missing, task, runs)
+            keras.utils.clear_session()
+    return {arm: [runs[key] for key in keys(*arm, options)] for arm in arms}
 
 
 class Runs:
@@ -92,6 +149,14 @@ class Start:
         return [*self.classifier.variables, *self.classifier.optimizer.variables]
 
 
+def compiled_start(optimizer, task):
+    """The `Start` of the classifier of a task, compiled with an optimizer."""
+    classifier = text_classifier(task.preset, len(task.data.class_names), seed=0)
+    compile_classifier(classifier, optimizer)
+    optimizer.build(classifier.trainable_variables)
+    return Start(classifier)
+
+
 def fit_seed(start, task, key, callbacks=()):
     """Trains from the start on the sentences of a seed.
 
@@ -133,6 +198,19 @@ def all_epochs(examples, epochs, batch_size, seed):
 
 def take(examples, indices):
     return Examples([examples.texts[i] for i in indices], examples.labels[indices])
+
+
+def accuracy_cells(accuracies):
+    """The mean, the standard deviation and the worst of the seeds, as they are printed."""
+    spread = f"{np.std(accuracies, ddof=1):.4f}" if len(accuracies) > 1 else "-"
+    return [f"{np.mean(accuracies):.4f}", spread, f"{np.min(accuracies):.4f}"]
+
+
+def difference_cells(differences):
+    """How many pairs of runs there are, and their mean difference and its standard error."""
+    count = len(differences)
+    error = f"{np.std(differences, ddof=1) / count**0.5:.4f}" if count > 1 else "-"
+    return [str(count), f"{np.mean(differences):+.4f}", error]
 
 
 def plot_seeds(axes, results):

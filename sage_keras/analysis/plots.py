@@ -330,8 +330,8 @@ def _histogram_at(log: Log, steps: Sequence[int] | None) -> tuple[Histogram, Seq
 def _check_name(log: Log, name: str) -> None:
     if name not in log.model.values:
         raise ValueError(
-            f"The log has no values {name!r}. It has {sorted(log.model.values)}. (The scale cannot "
-            "be had with slots in bfloat16 or with `steps_per_execution` above 1.)"
+            f"The log has no values {name!r}. It has {sorted(log.model.values)}. (A log "
+            "has no scale with a sensitivity in bfloat16 or with `steps_per_execution` above 1.)"
         )
 
 

@@ -27,8 +27,8 @@ def pruned(
 
     Of `n` weights, `fraction * n` are zeroed, rounded to the nearest integer (a half to the even
     one). `fraction` is taken as the decimal number that is written, so that 0.7 of 10 is 7. Of
-    equal sensitivities, those that come first are zeroed: in the order of `sensitivities`,
-    within a variable row by row.
+    equal sensitivities, those that come first are kept: in the order of `sensitivities`, within a
+    variable row by row.
 
     Args:
         model: A built `keras.Model`.
@@ -152,7 +152,7 @@ def pruning_curve(
     >>> data = np.array([[1.0, 2.0]]), np.array([[3.0]])
     >>> curve = pruning_curve(model, data, "magnitude", (0.0, 0.5, 1.0), verbose=0)
     >>> curve["loss"].tolist()
-    [0.0, 1.0, 3.0]
+    [0.0, 2.0, 3.0]
 
     Reference:
         - [Liang et al., 2022](https://arxiv.org/abs/2202.02664)

@@ -75,9 +75,9 @@ class Neurons:
     def least(self, score_of: ScoreOf, number: int) -> np.ndarray:
         """Which neurons have the least scores: a Boolean array.
 
-        Those that are zeroed already come first, and among equals the one before.
+        Those that are zeroed already come first, and of equal scores the first are kept.
         """
-        order = np.lexsort((self.scores(score_of), ~self.zeroed()))
+        order = np.lexsort((-np.arange(self.count), self.scores(score_of), ~self.zeroed()))
         chosen = np.zeros(self.count, bool)
         chosen[order[:number]] = True
         return chosen

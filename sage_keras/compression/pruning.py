@@ -14,6 +14,7 @@ from sage_keras.optimizers.base import find_optimizers
 from sage_keras.optimizers.dps.mixing import WeightMixing
 from sage_keras.optimizers.patterns import is_weight_matrix
 from sage_keras.scores import by_path, read_sortable
+from sage_keras.thresholds import largest_of_arrays
 
 SCOPES = ("global", "layer", "variable")
 
@@ -30,8 +31,8 @@ def prune(
 
     Of `n` weights, `sparsity * n` are zeroed, rounded to the nearest integer (a half to the even
     one). `sparsity` is taken as the decimal number that is written, so that 0.7 of 10 is 7. Of
-    equal scores, those that come first are zeroed: in the order of `scores`, within a variable row
-    by row. `sage_keras.analysis.pruned` does the same on trial.
+    equal scores, those that come first are kept, as in training: in the order of `scores`, within a
+    variable row by row. `sage_keras.analysis.pruned` does the same on trial.
 
     A later fine-tuning moves the zeros, unless the optimizer keeps them, as `KeepZeros` does. To
     prune while training, which loses less at a high sparsity, compile with `Platon`.
@@ -91,8 +92,9 @@ def masks(model: keras.Model, scores: Arrays, share: float, scope: str) -> Array
     found: Arrays = {}
     for pool in _pools(model, list(scores), scope):
         arrays = [scores[path] for path in pool]
-        count = _count(share, sum(array.size for array in arrays))
-        found.update(zip(pool, _smallest(arrays, count)))
+        size = sum(array.size for array in arrays)
+        kept = largest_of_arrays(arrays, size - _count(share, size))
+        found.update(zip(pool, map(np.logical_not, kept)))
     return found
 
 
@@ -128,22 +130,3 @@ def _pools(model: keras.Model, paths: list[str], scope: str) -> list[list[str]]:
 def _count(share: float, size: int) -> int:
     # str() gives back the decimal that was written; 0.15 * 10 in floats is below 1.5.
     return round(fractions.Fraction(str(share)) * size)
-
-
-def _smallest(arrays: list[np.ndarray], count: int) -> list[np.ndarray]:
-    """Boolean arrays that are true for the `count` smallest elements, the first among equals."""
-    flat = [array.ravel() for array in arrays]
-    masks = [np.zeros(array.size, bool) for array in arrays]
-    if count:
-        ranked = np.concatenate(flat)
-        ranked.partition(count - 1)  # in place: argpartition's indices take twice the memory
-        threshold = ranked[count - 1]
-        del ranked
-        for values, mask in zip(flat, masks):
-            np.less(values, threshold, out=mask)
-        missing = count - sum(map(np.count_nonzero, masks))
-        for values, mask in zip(flat, masks):
-            equal = np.flatnonzero(values == threshold)[:missing]
-            mask[equal] = True
-            missing -= len(equal)
-    return [mask.reshape(array.shape) for mask, array in zip(masks, arrays)]

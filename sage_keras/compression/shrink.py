@@ -33,7 +33,7 @@ def compact(model: keras.Model, drop_layers: int = 0, scores: Scores | None = No
     no batch normalization in between. `prune_neurons` zeroes both. At least one neuron is left.
 
     The dtype policies and what is frozen stay. The state of training does not: compile the new
-    model, and the optimizer begins with new slots. A task is compiled as its class does it by
+    model, and its optimizer begins from zero. A task is compiled as its class does it by
     default.
 
     Args:

@@ -31,7 +31,7 @@ def prune_neurons(
     or block. The output layer and layers that cannot be cut keep all of theirs.
 
     The score of a neuron is the sum of the scores of its weights. Neurons that are zeroed already
-    count, and come first; of equal scores those that come first.
+    count, and come first; of equal scores the first neurons are kept.
 
     The weights stay zero in further training with `sage_keras.callbacks.PruneNeurons`, which also
     prunes step by step.

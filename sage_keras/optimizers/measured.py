@@ -25,10 +25,10 @@ class SensitivityAverage(VariableChoice):
 
     Args:
         *args: Positional arguments of the base optimizer.
-        beta_3: Float above 0 and at most 0.999, or 0.99 with slots in bfloat16, the decay of the
-            moving average. Defaults to `0.75`.
-        sensitivity_dtype: `"float32"` or `"bfloat16"`, the dtype of its slot. Defaults to
-            `"float32"`.
+        beta_3: Float above 0 and at most 0.999, or 0.99 with `sensitivity_dtype="bfloat16"`, the
+            decay of the moving average. Defaults to `0.75`.
+        sensitivity_dtype: `"float32"` or `"bfloat16"`, the dtype in which it is stored.
+            Defaults to `"float32"`.
         **kwargs: Keyword arguments of the base optimizer, `include`, `exclude` and `on_nonfinite`.
     """
 

@@ -31,8 +31,9 @@ KEY = "format"  # beside "0", "1", ..., the variables
 
 # Keras's own arguments that decide which slots there are; those of the mixins come from them.
 _KERAS_SETTINGS = ("amsgrad", "centered", "momentum", "use_ema", "gradient_accumulation_steps")
-# A change of these is a change of what is stored, if not of what it is called.
-_SAME_SETTINGS = ("sensitivity_dtype", "scores", "pattern")
+# A change of these is a change of what is stored, if not of what it is called: weights that are
+# chosen stay so, whatever they would be chosen by now.
+_SAME_SETTINGS = ("sensitivity_dtype", "scores", "score", "scope", "pattern", "fraction")
 # Not a matter of the weights: they may come and go.
 _MAY_BE_MISSING = ("learning_rate", "skipped_steps")
 _KINDS = {"format": int, "optimizer": str, "settings": dict, "variables": list}

@@ -57,13 +57,28 @@ def matches(path, options):
     return included and not ("exclude" in options and "dense" in path)
 
 
-def test_of_equal_scores_the_first_go_and_unnamed_variables_stay(net):
+def test_of_equal_scores_the_first_are_kept_and_unnamed_variables_stay(net):
     scores = {HEAD: np.zeros((5, 1)), BIAS: np.array([0.0, 1.0, 0.0, -1.0, 0.0])}
     prune(net, scores, 0.5, include=[""])
-    # The lowest is below zero; then those of the head, which come first.
-    assert net.get_weights()[1].tolist() == [0.5, -0.5, 0.5, 0.0, 0.5]
-    assert nonzero(net) == [10, 4, 1]
-    assert net.get_weights()[2][4] == 30.0
+    # The lowest is below zero; then those that come last, first of the bias.
+    np.testing.assert_allclose(net.get_weights()[1], [0, -0.5, 0, 0, 0])
+    np.testing.assert_allclose(net.get_weights()[2], [[0.1], [-0.2], [0.3], [20.0], [0]])
+    assert nonzero(net) == [10, 1, 4]
+
+
+def test_of_equal_scores_those_are_kept_that_are_kept_in_training(net):
+    weights = [np.ones_like(one) for one in net.get_weights()]
+    net.set_weights(weights)
+    prune(net, "magnitude", 0.4, include=[""])
+    at_once = net.get_weights()
+    net.set_weights(weights)
+    schedule = {"begin_step": 0, "end_step": 1}
+    optimizer = sage_keras.PrunedAdamW(0.0, 0.0, final_sparsity=0.4, include=[""], **schedule)
+    gradients = [keras.ops.ones(one.shape) for one in weights]
+    optimizer.apply(gradients, net.trainable_variables)
+    assert nonzero(net) == [10, 2, 0]
+    for one, other in zip(at_once, net.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_it_zeroes_what_pruned_zeroes_on_trial(net):

@@ -75,7 +75,7 @@ def test_finished_runs_are_kept_and_a_seed_reproduces(tmp_path, tiny_preset, cap
 def test_differences_are_of_pairs(capsys):
     accuracies = {"AdamW": (0.5, 0.6), "Sage": (0.6, 0.8), "DPSDense": (0.4, 0.5), "DPSMix": (0, 1)}
     results = {
-        (size, arm): [{"accuracy": one + size} for one in pair]
+        (arm, size): [{"accuracy": one + size} for one in pair]
         for size in (0.0, 0.1)
         for arm, pair in accuracies.items()
     }

@@ -6,9 +6,11 @@ TensorFlow compiles nothing here: that compiled steps are the same the optimizer
 import finetune_dps
 import finetune_glue
 import finetune_lora
+import finetune_sparse
 import finetune_text
 import keras
 import numpy as np
+import prune_encoder
 import pytest
 import shrink_encoder
 import train_translation
@@ -118,6 +120,33 @@ def test_finetune_dps(arm, tiny_preset, preprocessor, tmp_path):
     finetune_dps.train(optimizer, [key], repeated.Task(tiny_preset, preprocessor, DATA), runs)
     assert int(optimizer.iterations) == 2
     assert runs[key]["loss"] == pytest.approx(np.log(2), rel=0.2)
+
+
+@first_step("tensorflow")
+def test_prune_encoder(tiny_preset, preprocessor, tmp_path):
+    arguments = [*STEPS, "--size", "16", "--sequence-length", "8", "--seeds", "1"]
+    options = prune_encoder.parse_arguments(arguments)
+    runs = repeated.Runs(tmp_path / "runs.jsonl")
+    optimizer = prune_encoder.make_optimizer("Platon", 0.5, options)
+    [key] = prune_encoder.keys("Platon", 0.5, options)
+    prune_encoder.train(optimizer, [key], repeated.Task(tiny_preset, preprocessor, DATA), runs)
+    assert int(optimizer.iterations) == 2
+    assert runs[key]["zeros"] == pytest.approx(0.5, abs=1e-3)
+    assert runs[key]["loss"] == pytest.approx(np.log(2), rel=0.2)
+
+
+@first_step("torch")
+def test_finetune_sparse(tiny_preset, preprocessor, tmp_path):
+    arguments = [*STEPS, "--size", "16", "--sequence-length", "8", "--seeds", "1"]
+    options = finetune_sparse.parse_arguments(arguments)
+    runs = repeated.Runs(tmp_path / "runs.jsonl")
+    [key] = finetune_sparse.keys("random", 0.05, options)
+    task = repeated.Task(tiny_preset, preprocessor, DATA)
+    finetune_sparse.train("random", 0.05, [key], task, runs, options)
+    assert runs[key]["loss"] == pytest.approx(np.log(2), rel=0.2)
+    head = 2 * 32 + 2  # trains whole: two moments; the chosen have position and value too
+    expected = 16 * (runs[key]["trained"] - head) + 8 * head
+    assert runs[key]["state"] == pytest.approx(expected, abs=16)
 
 
 @first_step("torch")

@@ -13,6 +13,8 @@ from modes import BACKEND
 from benchmarks import crashes
 
 WAY = {"tensorflow": "manager", "jax": "orbax", "torch": "backup"}[BACKEND]
+# One optimizer on each backend: to what is saved they add slots, and no way of their own.
+KILLED = {"tensorflow": "sage", "jax": "platon", "torch": "sparse"}[BACKEND]
 SETTINGS = ["--steps", "16", "--save-every", "4", "--update-freq", "2"]
 
 
@@ -34,10 +36,9 @@ def assert_equal(folder, reference):
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("optimizer", ["sage", "platon"])
-def test_a_run_killed_twice_while_it_saves_ends_as_one_never_killed(optimizer, tmp_path):
+def test_a_run_killed_twice_while_it_saves_ends_as_one_never_killed(tmp_path):
     settings = ["--steps", "120", "--save-every", "20", "--update-freq", "5"]
-    settings += ["--optimizer", optimizer]
+    settings += ["--optimizer", KILLED]
     resume_training.main([*settings, "--output", str(tmp_path / "reference")])
     job = crashes.Job(BACKEND, tmp_path / "run", [*settings, "--way", WAY])
     job.kill(0.0, while_saving=True)

@@ -159,7 +159,7 @@ def test_fine_tunes_an_application(monkeypatch):
 
 def test_preset_that_cannot_be_had_ends_it_in_one_line(capsys):
     line = stopped(train_vit, capsys, "--preset", "no_such_preset")
-    assert "The preset no_such_preset cannot be had" in line
+    assert "The preset no_such_preset cannot be loaded" in line
     assert train_vit.find_application("no_such_preset") is None
     with pytest.raises(UnavailableError, match="no_such_preset"):
         train_vit.pretrained_model("no_such_preset", (28, 28, 1), 10, image_size=32)

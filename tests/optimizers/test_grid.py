@@ -8,10 +8,13 @@ import keras
 import numpy as np
 import pytest
 import twin
+import twin_pruning
+import twin_sparse
 from cells import diagonals
-from modes import BACKEND, Runner
+from modes import BACKEND, Runner, to_numpy
 
 import sage_keras
+from sage_keras.random_bits import chosen, random_bits
 
 LEARNING_RATE = 0.05
 BATCH, STEPS = 8, 6
@@ -36,11 +39,10 @@ FIT_MODES = {
     "jax": ("eager", "xla"),
     "torch": ("eager",),
 }[BACKEND]
-TWINS = {**twin.TWINS, "LayerwiseSage": twin.Adam}
+GUIDED = [*twin.TWINS, "LayerwiseSage"]
 FACTORS = [0.5, 1.0]  # of the learning rates of kernel and bias, where they are by layer
-OWN = {"LayerwiseSage": {"learning_rate_multipliers": {"kernel|weight_0": FACTORS[0]}}}
 CELLS = diagonals(
-    TWINS,
+    GUIDED,
     TOLERANCE,
     FIT_MODES,
     FEATURES,
@@ -50,6 +52,29 @@ CELLS = diagonals(
         precision != "bfloat16" or name in ("SageAdamax", "SageSGD")
     ),
 )
+
+
+# Those that choose weights, with each feature: each backend has a third of the cells, in modes and
+# precisions that go round.
+CHOOSING = {
+    "PrunedAdamW": {"final_sparsity": 0.5, "begin_step": 1, "end_step": 3, "update_freq": 1},
+    "Platon": {"final_sparsity": 0.5, "begin_step": 1, "end_step": 3, "update_freq": 1},
+    "SparseAdamW": {"fraction": 0.5, "selection_steps": 2},
+    "ChildTuningAdamW": {"fraction": 0.5, "seed": 3},
+}
+CELLS += [
+    pytest.param(
+        name,
+        [one for one in TOLERANCE if one != "bfloat16"][(2 * place + number) % 3],
+        FIT_MODES[(place // 3 + number) % len(FIT_MODES)],
+        feature,
+        marks=[] if mine else [pytest.mark.extended],
+    )
+    for number, name in enumerate(CHOOSING)
+    for place, feature in enumerate(FEATURES)
+    for mine in [(number + place) % 3 == ("tensorflow", "jax", "torch").index(BACKEND)]
+    if feature != "calibrate" and (mine or BACKEND == "tensorflow")
+]
 
 
 @pytest.fixture
@@ -73,37 +98,129 @@ def batch_gradients(x, y, kernel, bias):
     return [x.T @ error, error.sum(axis=0)]
 
 
+class Guided:
+    """The twins of a guided optimizer, one for each weight."""
+
+    def __init__(self, optimizer, start, rate):
+        self.twins = [
+            twin.TWINS[type(optimizer).__name__.removeprefix("Layerwise")](
+                w,
+                learning_rate=rate,
+                bias_correction=optimizer.bias_correction,
+                weight_decay=optimizer.weight_decay or 0.0,
+                calibrate=optimizer.calibrate,
+            )
+            for w in start
+        ]
+
+    @property
+    def model(self):
+        return [one.weight for one in self.twins]
+
+    def masked(self, gradients):
+        """What clipping sees."""
+        return gradients
+
+    def step(self, gradients):
+        for one, gradient in zip(self.twins, gradients, strict=True):
+            one.step(gradient)
+
+
+class Layerwise(Guided):
+    def __init__(self, optimizer, start, rate):
+        rates = [
+            (lambda step, factor=factor: factor * rate(step)) if callable(rate) else factor * rate
+            for factor in FACTORS
+        ]
+        pairs = zip(start, rates, strict=True)
+        self.twins = [Guided(optimizer, [w], own).twins[0] for w, own in pairs]
+
+
+class Child(Guided):
+    def __init__(self, optimizer, start, rate):
+        self.twins = adams(optimizer, start, rate)
+        self.seed, self.fraction = optimizer.seed, optimizer.fraction
+
+    def masked(self, gradients):
+        steps = self.twins[0].iterations
+        masks = [
+            to_numpy(chosen(random_bits(self.seed + index, steps, one.shape), self.fraction))
+            for index, one in enumerate(gradients)
+        ]
+        return [one * mask / self.fraction for one, mask in zip(gradients, masks)]
+
+
+class Sparse(Guided):
+    def __init__(self, optimizer, start, rate):
+        counts = [-(-one.size // 2) for one in start]  # the half, rounded up
+        self.twins = [
+            twin_sparse.Sparse(
+                weight,
+                lambda part: adams(optimizer, [part], rate)[0],
+                count=count,
+                selection_steps=optimizer.selection_steps,
+            )
+            for weight, count in zip(start, counts)
+        ]
+
+    def masked(self, gradients):
+        masks = [np.isin(np.arange(one.weight.size), one.positions) for one in self.twins]
+        return [one * mask.reshape(one.shape) for one, mask in zip(gradients, masks)]
+
+
+class Pruned(Guided):
+    def __init__(self, optimizer, start, rate):
+        steps = (optimizer.begin_step, optimizer.end_step, optimizer.update_freq)
+        sparsity = optimizer.final_sparsity
+        kernel, self.bias = adams(optimizer, start, rate)
+        self.kernel = twin_pruning.Pruned([kernel], optimizer.score, sparsity, *steps)
+
+    @property
+    def model(self):
+        return [*self.kernel.model, self.bias.weight]
+
+    def step(self, gradients):
+        self.kernel.step(gradients[:1])
+        self.bias.step(gradients[1])
+
+
+def adams(optimizer, start, rate):
+    decay = optimizer.weight_decay
+    return [twin.Adam(one, rate, guide=False, weight_decay=decay) for one in start]
+
+
+TWINS = {
+    "LayerwiseSage": Layerwise,
+    "PrunedAdamW": Pruned,
+    "Platon": Pruned,
+    "SparseAdamW": Sparse,
+    "ChildTuningAdamW": Child,
+}
+
+
 def twin_fit(optimizer, feature):
     x, y, start = job()
-    name = type(optimizer).__name__
-    rates = [LEARNING_RATE * factor for factor in (FACTORS if name in OWN else [1.0, 1.0])]
+    rate = LEARNING_RATE
     if feature == "schedule":
-        rates = [lambda step, rate=one: rate * 0.5 ** (step / DECAY_STEPS) for one in rates]
-    ones = [
-        TWINS[name](
-            w,
-            learning_rate=rate,
-            bias_correction=optimizer.bias_correction,
-            weight_decay=optimizer.weight_decay or 0.0,
-            calibrate=optimizer.calibrate,
-        )
-        for w, rate in zip(start, rates)
-    ]
+        rate = lambda step: LEARNING_RATE * 0.5 ** (step / DECAY_STEPS)  # noqa: E731
+    twins = TWINS.get(type(optimizer).__name__, Guided)(optimizer, start, rate)
     averages = None
     together = 2 if feature == "accumulation" else 1
-    for step in range(0, STEPS, together):
+    selecting = getattr(optimizer, "selection_steps", 0)  # micro-steps
+    for step in range(selecting):
+        twins.step(batch_gradients(*_batch(x, y, step), *twins.model))
+    for step in range(selecting, STEPS, together):
         gradients = [
-            batch_gradients(*_batch(x, y, step + i), *[one.weight for one in ones])
-            for i in range(together)
+            batch_gradients(*_batch(x, y, step + i), *twins.model) for i in range(together)
         ]
-        gradients = [np.mean(parts, axis=0) for parts in zip(*gradients)]
+        gradients = twins.masked([np.mean(parts, axis=0) for parts in zip(*gradients)])
         if feature == "clip":
             gradients = twin.clip_by_global_norm(gradients, FEATURES["clip"]["global_clipnorm"])
-        for one, gradient in zip(ones, gradients):
-            one.step(gradient)
-        weights = [one.weight for one in ones]
+        twins.step(gradients)
+        weights = [one.copy() for one in twins.model]
         averages = [
-            EMA_MOMENTUM * old + (1 - EMA_MOMENTUM) * new
+            # A weight that is zero is so in the averages too.
+            (EMA_MOMENTUM * old + (1 - EMA_MOMENTUM) * new) * (new != 0)
             for old, new in zip(averages or weights, weights)
         ]
     return averages if feature == "ema" else weights
@@ -126,7 +243,7 @@ def test_compiled_fit_on_torch(monkeypatch):
 
 @pytest.mark.extended
 @pytest.mark.parametrize("feature", FEATURES)
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", GUIDED)
 def test_compiled_step(name, feature):
     optimizer = make_optimizer(name, feature)
     x, y, start = job()
@@ -152,7 +269,10 @@ def make_optimizer(name, feature):
     rate = LEARNING_RATE
     if feature == "schedule":
         rate = keras.optimizers.schedules.ExponentialDecay(rate, DECAY_STEPS, decay_rate=0.5)
-    return getattr(sage_keras, name)(learning_rate=rate, **FEATURES[feature], **OWN.get(name, {}))
+    own = CHOOSING.get(name, {})
+    if name == "LayerwiseSage":
+        own = {"learning_rate_multipliers": {"kernel|weight_0": FACTORS[0]}}
+    return getattr(sage_keras, name)(learning_rate=rate, **own, **FEATURES[feature])
 
 
 def fit_and_compare(name, policy, mode, feature, compilations):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from modes import BACKEND, MODES, Runner, to_numpy
 
-from sage_keras import DPSDense, DPSMix, Platon, Sage, SageSGD
+from sage_keras import DPSDense, DPSMix, Platon, Sage, SageSGD, SparseAdamW
 from sage_keras.callbacks import RaiseOnSkippedSteps
 
 BAD = [np.nan, np.inf, -np.inf]
@@ -25,6 +25,7 @@ OPTIMIZERS = {
     "DPSDense": lambda **more: DPSDense(0.1, stage_steps=1, drop_rate=0.5, **more),
     "DPSMix": lambda **more: DPSMix(0.1, stage_steps=1, drop_rate=0.5, seed=0, **more),
     "Platon": lambda **more: Platon(0.1, begin_step=0, end_step=3, update_freq=1, **more),
+    "SparseAdamW": lambda **more: SparseAdamW(0.1, fraction=0.5, selection_steps=2, **more),
 }
 
 
@@ -40,7 +41,8 @@ def bad(value):
 
 
 def state(runner, skip=()):
-    values = {v.path: to_numpy(v) for v in [*runner.variables, *runner.optimizer.variables]}
+    # The chosen weights of a variable have its path too, and are taken out of it at each step.
+    values = {v.path: to_numpy(v) for v in [*runner.optimizer.variables, *runner.variables]}
     return {path: value for path, value in values.items() if path.split("/")[-1] not in skip}
 
 
@@ -78,6 +80,18 @@ def test_a_bad_first_step_is_skipped_too(mode):
     assert runner.optimizer.skipped_steps == 1
     assert int(runner.optimizer.iterations) == 0
     np.testing.assert_array_equal(runner.weights()[0], [1.0, -2.0, 0.5])
+
+
+def test_gradients_of_weights_that_are_not_chosen_count():
+    scores = {"a": [3.0, 2.0, 1.0], "b": [[1.0], [0.0]]}  # the bad one is of the lowest
+    runner = Runner(SparseAdamW(0.1, scores=scores, on_nonfinite="skip"), variables(), "eager")
+    runner.step(GRADIENTS[0])
+    before = runner.weights()
+    runner.step(bad(np.inf))
+    assert runner.optimizer.skipped_steps == 1
+    assert int(runner.optimizer.iterations) == 1
+    for one, other in zip(before, runner.weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_bad_step_is_not_begun_so_that_no_interrupt_can_leave_half_of_it(monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 from modes import BACKEND, to_numpy
 
 from sage_keras import (
+    ChildTuningAdamW,
     DPSDense,
     DPSMix,
     LayerwiseAdamW,
@@ -21,6 +22,7 @@ from sage_keras import (
     Sage,
     SageAdam,
     SageAdamax,
+    SparseAdamW,
     check_state_tree,
 )
 from sage_keras.optimizers import saved_state
@@ -82,6 +84,11 @@ def rates(**multipliers):
     return LayerwiseAdamW(learning_rate_multipliers={f"{k}/": v for k, v in multipliers.items()})
 
 
+def driven(**options):
+    scores = {f"model/{name}": np.arange(6.0).reshape(3, 2) for name in NAMES}
+    return ChildTuningAdamW(mode="driven", scores=scores, **options)
+
+
 REFUSED = {
     "another model": (Sage(), Sage(), "is of model/a/kernel and so on, none of which"),
     "include": (
@@ -121,13 +128,45 @@ REFUSED = {
     "movement": (
         PrunedAdamW(total_steps=9, score="movement"),
         PrunedAdamW(total_steps=9),
-        "has movement of .*, which this optimizer has not.*score='movement', here",
+        "is of score='movement', this optimizer has score='magnitude'",
     ),
     "pruned variables": (
         PrunedAdamW(total_steps=9, include=["a/"]),
         PrunedAdamW(total_steps=9, include=["b/"]),
         "has no mask of model/b/kernel",
     ),
+    "pruned by another criterion": (
+        PrunedAdamW(total_steps=9),
+        PrunedAdamW(total_steps=9, score="random"),
+        "is of score='magnitude', this optimizer has score='random'",
+    ),
+    "pruned in another scope": (
+        Platon(total_steps=9),
+        Platon(total_steps=9, scope="variable"),
+        "is of scope='global', this optimizer has scope='variable'",
+    ),
+    "another fraction, as many weights": (
+        SparseAdamW(fraction=0.5),
+        SparseAdamW(fraction=0.4),
+        "is of fraction=0.5, this optimizer has fraction=0.4",
+    ),
+    "sparse variables": (
+        SparseAdamW(include=["a/"]),
+        SparseAdamW(include=["b/"]),
+        "has no position of model/b/kernel.*include=",
+    ),
+    "sparse, and the rest frozen": (
+        SparseAdamW(include=["a/"]),
+        SparseAdamW(include=["a/"], rest="freeze"),
+        "has momentum of model/b/kernel, which .*rest='train', here rest='freeze'",
+    ),
+    "a larger child": (
+        driven(),
+        driven(fraction=0.5),
+        "is of fraction=0.3, this optimizer has fraction=0.5",
+    ),
+    "a free child": (ChildTuningAdamW(seed=0), driven(), "mode='free', here mode='driven'"),
+    "children": (driven(include=["a/"]), driven(include=["b/"]), "has no child of model/b/kernel"),
     "calibrate": (
         Sage(calibrate=True),
         Sage(),
@@ -143,6 +182,41 @@ def test_a_state_of_other_meaning_is_refused_by_name(what):
     first, second = (type(one).from_config(one.get_config()) for one in (first, second))
     names = ("c/kernel", "d/kernel") if what == "another model" else NAMES
     assert_refused(stepped(second, names, steps=1), saved(first), message)
+
+
+LOADED = {
+    "PrunedAdamW": lambda: PrunedAdamW(begin_step=0, end_step=3, update_freq=1),
+    "Platon": lambda: Platon(begin_step=0, end_step=3, update_freq=1),
+    "SparseAdamW": lambda: SparseAdamW(selection_steps=1),
+    "ChildTuningAdamW": driven,
+}
+
+
+@pytest.mark.parametrize("name", LOADED)
+def test_a_state_that_chose_weights_loads_to_the_bit(name):
+    first, second = stepped(LOADED[name]()), stepped(LOADED[name](), steps=1)
+    assert any(np.any(one != other) for one, other in zip(values(first), values(second)))
+    store = {}
+    first.save_own_variables(store)
+    second.load_own_variables(store)
+    for one, other in zip(values(first), values(second), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_state_of_another_schedule_loads_and_the_masks_follow_the_new_one():
+    weights = variables()
+    gradients = [keras.ops.ones((3, 2))] * 2
+    first = PrunedAdamW(0.0, final_sparsity=0.5, begin_step=0, end_step=1)
+    first.apply(gradients, weights)
+    assert first.sparsity == 0.5
+    store = {}
+    first.save_own_variables(store)
+    second = PrunedAdamW(0.0, final_sparsity=0.75, begin_step=0, end_step=2)
+    second.build(weights)
+    second.load_own_variables(store)
+    assert second.sparsity == 0.5
+    second.apply(gradients, weights)
+    assert second.sparsity == 0.75
 
 
 def test_mixed_weights_of_another_choice_stay_where_they_are():

@@ -8,13 +8,18 @@ import pytest
 from keras import ops
 from modes import BACKEND, to_numpy
 
-from sage_keras import DPSDense, DPSMix, Sage
+from sage_keras import ChildTuningAdamW, DPSDense, DPSMix, Platon, Sage, SparseAdamW
 
 RATE = 0.05
 OURS = {
     "Sage": lambda: Sage(RATE),
     "DPSDense": lambda: DPSDense(RATE, stage_steps=2),
     "DPSMix": lambda: DPSMix(RATE, stage_steps=2, seed=0),
+}
+CHOOSING = {
+    "Platon": lambda: Platon(RATE, begin_step=0, end_step=4, update_freq=1),
+    "SparseAdamW": lambda: SparseAdamW(RATE, fraction=0.5, selection_steps=1),
+    "ChildTuningAdamW": lambda: ChildTuningAdamW(RATE, seed=0),
 }
 pytestmark = pytest.mark.filterwarnings("ignore:Between the steps")
 
@@ -87,12 +92,12 @@ def outcome(run):
     return None, messages, weights
 
 
-def assert_as_keras(scenario):
+def assert_as_keras(scenario, ours=OURS | CHOOSING):
     """Each gives the same error or the same warnings; and, if it trains, finite weights."""
     expected_error, expected_words, expected_weights = outcome(
         lambda: scenario(keras.optimizers.AdamW(RATE))
     )
-    for name, make in OURS.items():
+    for name, make in ours.items():
         error, words, weights = outcome(lambda make=make: scenario(make()))
         assert (error, words) == (expected_error, expected_words), name
         if weights is not None:
@@ -104,7 +109,15 @@ def assert_as_keras(scenario):
 @pytest.mark.parametrize("what", MODELS)
 def test_trains(what):
     error = assert_as_keras(
-        lambda optimizer: fit(compiled(optimizer, MODELS[what], run_eagerly=False), epochs=2),
+        lambda optimizer: fit(compiled(optimizer, MODELS[what], run_eagerly=False), epochs=2), OURS
+    )
+    assert error is None
+
+
+@pytest.mark.parametrize("what", MODELS)
+def test_trains_where_weights_are_chosen(what):
+    error = assert_as_keras(
+        lambda optimizer: fit(compiled(optimizer, MODELS[what]), epochs=2), CHOOSING
     )
     assert error is None
 

@@ -28,10 +28,10 @@ class LayerwiseLearningRate(OptimizerMixin):
 
     What to expect:
 
-    - A factor of 0 freezes. The variable keeps every bit and has no slot of any kind, and its
-      gradient does not count in `global_clipnorm`. For the rest of the optimizer it does not
-      exist. The backward pass still computes its gradient, unless the backend's compiler drops
-      it; `layer.trainable = False` spares that everywhere.
+    - A factor of 0 freezes. The variable keeps every bit, the optimizer keeps no state for it,
+      and its gradient does not count in `global_clipnorm`. For the rest of the optimizer it does
+      not exist. The backward pass still computes its gradient, unless the backend's compiler
+      drops it; `layer.trainable = False` spares that everywhere.
     - The first pattern that matches wins, so that exceptions go first:
       `{"bias": 2.0, "layer_1/": 0.5}`. Close the names of layers with a slash, since `"layer_1"`
       is found in `layer_10/kernel` too. `summary` prints what came of it.

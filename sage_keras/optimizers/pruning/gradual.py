@@ -57,6 +57,8 @@ class GradualPruning(SensitivityAverage):
     - The gradient of a zero weight counts in its moments, but its sensitivity is zero: with
       `"confidence"` and `"sensitivity"` it comes back if the score that it had when it went
       outlasts those of others. With `"movement"` and `"fisher"` its score goes on.
+    - A saved state brings its masks. One of another `score`, `scope` or `pattern` is refused; of
+      another sparsity or other steps it loads, and the next update follows the new schedule.
     - A zero takes as much memory and time as any other weight. After training put `KeepZeros`
       before the optimizer of a later fine-tuning.
 
@@ -237,7 +239,7 @@ class GradualPruning(SensitivityAverage):
             for variable, chosen in zip(variables, self._chosen)
         ]
         pruned = [variable for variable, yes in zip(variables, self._pruned) if yes]
-        if not pruned and self._strict_patterns:
+        if variables and not pruned and self._strict_patterns:
             paths = [variable_path(variable) for variable in variables]
             raise ValueError(
                 "None of the variables is pruned by default: those of two axes or more, but "

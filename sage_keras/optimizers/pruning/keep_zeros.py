@@ -37,10 +37,10 @@ class KeepZeros(VariableChoice):
     >>> import keras
     >>> import sage_keras
     >>> @keras.saving.register_keras_serializable(package="my_package")
-    ... class SparseAdamW(sage_keras.KeepZeros, keras.optimizers.AdamW):
+    ... class ZeroKeepingAdamW(sage_keras.KeepZeros, keras.optimizers.AdamW):
     ...     pass
     >>> kernel = keras.Variable([[0.0, 1.0], [2.0, 0.0]])
-    >>> optimizer = SparseAdamW(learning_rate=0.5, weight_decay=0.0)
+    >>> optimizer = ZeroKeepingAdamW(learning_rate=0.5, weight_decay=0.0)
     >>> optimizer.apply([keras.ops.ones((2, 2))], [kernel])
     >>> keras.ops.convert_to_numpy(kernel).round(4).tolist()
     [[0.0, 0.5], [1.5, 0.0]]

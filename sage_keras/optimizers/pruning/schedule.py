@@ -20,7 +20,7 @@ import numpy as np
 
 
 def share_of_steps(total_steps: int, share: float) -> int:
-    """The step that ends a share of all steps.
+    """The step that ends a part of all steps.
 
     Args:
         total_steps: Integer, the number of updates of the whole training.

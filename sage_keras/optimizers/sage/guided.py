@@ -67,17 +67,18 @@ class SensitivityGuided(SensitivityAverage):
 
     Args:
         *args: Positional arguments of the base optimizer.
-        beta_3: Float above 0 and at most 0.999, or 0.99 with slots in bfloat16, the decay of the
-            moving average of the sensitivity (`beta0` in the paper). With 0.999 float32 holds the
-            average to a relative error of 6e-5, with 0.9 to 6e-7. Defaults to `0.75`; 0.6 to 0.9 is
-            the useful range.
+        beta_3: Float above 0 and at most 0.999, or 0.99 with `sensitivity_dtype="bfloat16"`, the
+            decay of the moving average of the sensitivity (`beta0` in the paper). With 0.999
+            float32 holds the average to a relative error of 6e-5, with 0.9 to 6e-7. Defaults to
+            `0.75`; 0.6 to 0.9 is the useful range.
         sensitivity_epsilon: Float above zero that keeps `s` defined where the sensitivity is
             zero. Defaults to `1e-12`.
         bias_correction: Boolean, whether the moving average is corrected for having begun at
             zero. Defaults to `True`.
         include: `None`, or a list of regular expressions that are searched in `variable.path`.
-            Only variables that match one are guided; the others take the plain base step and own
-            no slot. `TRANSFORMER_BLOCKS` is such a list. Defaults to `None`, every variable.
+            Only variables that match one are guided; the others take the plain base step, and
+            no average is kept of them. `TRANSFORMER_BLOCKS` is such a list. Defaults to `None`,
+            every variable.
         exclude: `None`, or a list of regular expressions. Variables that match one are not
             guided. Defaults to `None`.
         sensitivity_dtype: `"float32"` or `"bfloat16"`, the dtype in which the moving average is
@@ -132,7 +133,7 @@ class SensitivityGuided(SensitivityAverage):
     )
     # The rule scales the learning rate, which these do not pass through unchanged.
     _refused_bases: ClassVar = {
-        "Ftrl": "keeps the learning rate inside its slots, where a scaled one makes it diverge",
+        "Ftrl": "keeps the learning rate inside its state, where a scaled one makes it diverge",
         "Adafactor": "caps its update after the learning rate has been chosen",
     }
 

@@ -15,6 +15,7 @@ import numpy as np
 from sage_keras import arguments
 from sage_keras.annotations import Arrays
 from sage_keras.scores import WITHOUT_DATA, to_numpy
+from sage_keras.thresholds import largest_of_arrays
 
 BY_GRADIENTS = ("gradient", "sensitivity")
 NAMES = (*BY_GRADIENTS, *WITHOUT_DATA)
@@ -58,8 +59,8 @@ class Scores:
         missing = [path for path in paths if path not in arrays]
         if missing:
             raise ValueError(
-                "Argument `scores` lacks variables of which a share shall train. Pass a score for "
-                "each, or leave them out with `include` or `exclude`. It has no scores for:"
+                "Argument `scores` lacks variables that train in part. Pass a score for each, or "
+                "leave them out with `include` or `exclude`. It has no scores for:"
                 f"{arguments.listed(missing)}\nand has those of:{arguments.listed(list(arrays))}"
             )
         for path, shape in zip(paths, shapes):
@@ -91,7 +92,7 @@ def best(scores: Sequence[np.ndarray], fraction: float, scope: str) -> list[np.n
         scope: `"variable"` for this share of each array, or `"global"` of all together.
 
     Returns:
-        List of int32 arrays.
+        List of integer arrays.
 
     Example:
 
@@ -101,20 +102,12 @@ def best(scores: Sequence[np.ndarray], fraction: float, scope: str) -> list[np.n
     >>> [one.tolist() for one in best(scores, 0.5, "global")]
     [[1, 2], [0]]
     """
-    if scope == "variable":
-        return [_best(one.reshape(-1), count(one.size, fraction)) for one in scores]
-    whole = np.concatenate([one.reshape(-1) for one in scores])
-    taken = _best(whole, count(whole.size, fraction))
-    ends = np.cumsum([one.size for one in scores])
-    parts = np.split(taken, np.searchsorted(taken, ends[:-1]))
-    return [(part - end + one.size).astype("int32") for part, end, one in zip(parts, ends, scores)]
-
-
-def _best(scores: np.ndarray, count: int) -> np.ndarray:
-    threshold = np.partition(scores, scores.size - count)[scores.size - count]
-    mask = scores > threshold
-    mask[np.flatnonzero(scores == threshold)[: count - mask.sum()]] = True
-    return np.flatnonzero(mask).astype("int32" if scores.size < 2**31 else "int64")
+    pools = [list(scores)] if scope == "global" else [[one] for one in scores]
+    masks: list[np.ndarray] = []
+    for pool in pools:
+        size = sum(one.size for one in pool)
+        masks += largest_of_arrays(pool, count(size, fraction))
+    return [np.flatnonzero(mask) for mask in masks]
 
 
 def _finite(path: Any, scores: Any) -> np.ndarray:

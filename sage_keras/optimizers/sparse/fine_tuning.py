@@ -36,8 +36,8 @@ class SparseFineTuning(VariableChoice):
     """Mixin that trains a small share of the weights, and keeps the state of those only.
 
     Put it first in the list of bases. Of each variable the share `fraction` of the weights is
-    chosen once, and no other weight changes in any bit. The base has its slots on these weights
-    alone: its rule, weight decay, clipping (the norm is that of the chosen gradients), EMA,
+    chosen once, and no other weight changes in any bit. The base keeps its state for these
+    weights alone: its rule, weight decay, clipping (the norm is that of the chosen gradients), EMA,
     accumulation, schedules and guidance by `SensitivityGuided` work on one small vector for each
     variable. With AdamW a chosen weight takes 16 bytes (its position, its value and two moments),
     where AdamW takes 8 for every weight.
@@ -68,7 +68,8 @@ class SparseFineTuning(VariableChoice):
     - `keras.callbacks.SwapEMAWeights` does not reach the model's variables. `use_ema` works, and
       at the end of `fit` the averages are in the model.
     - Under `tf.distribute` the gradients of the first replica choose.
-    - `on_nonfinite="skip"` looks at the gradients of the weights that train, and of no others.
+    - `on_nonfinite="skip"` looks at all gradients of a variable of which a share trains. A step
+      that is skipped chooses nothing, and is none of the `selection_steps`.
     - Fewer weights need larger steps: try higher learning rates than for full fine-tuning, as
       with LoRA.
 
@@ -205,8 +206,8 @@ class SparseFineTuning(VariableChoice):
             counts = scores.counts
             if len(counts) != len(chosen):
                 raise ValueError(
-                    f"The configuration of this optimizer is of {len(counts)} variables of which "
-                    f"a share trains; here there are {len(chosen)}. Pass the scores again."
+                    f"The configuration of this optimizer is of {len(counts)} variables that "
+                    f"train in part; here there are {len(chosen)}. Pass the scores again."
                 )
         else:
             counts = [choice.count(math.prod(one.shape), self.fraction) for one in chosen]
@@ -299,11 +300,10 @@ class SparseFineTuning(VariableChoice):
         self, grads: Sequence[Tensor], trainable_variables: Sequence[Variable] | None = None
     ) -> None:
         """Updates the chosen weights, or chooses them."""
+        selecting = self._selecting()  # as it is before the step counts
         super().apply(grads, trainable_variables)
         if self.built and len(grads) > 0:
-            self._put_back()
-            if self._by_gradients:
-                self._steps_left.assign(ops.maximum(self._steps_left - 1, 0))
+            self._put_back(selecting)
 
     def stateless_apply(
         self,
@@ -328,21 +328,18 @@ class SparseFineTuning(VariableChoice):
     def _without_frozen(
         self, grads: Sequence[Tensor], variables: Sequence[Variable] | None
     ) -> tuple[Sequence[Tensor], Sequence[Variable] | None]:
-        """What the base gets: the chosen weights, as they are now, and their gradients."""
+        """Takes the chosen weights too, as they are now, before a copy of the state is kept."""
         if variables is None and len(grads) == len(self._sparse.variables):
             variables = self._sparse.variables
         if not self.built or variables is None:
             return super()._without_frozen(grads, variables)
+        self._take_values()
         pairs = [
             (gradient, variable)
             for gradient, variable in zip(grads, variables)
             if self._var_key(variable) not in self._sparse.frozen
         ]
-        if self._by_gradients:
-            self._select(pairs)
-        self._take_values()
-        chosen = [self._chosen_part(gradient, variable) for gradient, variable in pairs]
-        return super()._without_frozen([one for one, _ in chosen], [one for _, one in chosen])
+        return super()._without_frozen([one for one, _ in pairs], [one for _, one in pairs])
 
     def _chosen_part(self, gradient: Tensor, variable: Variable) -> tuple[Tensor, Variable]:
         index = self._trainable_variables_indices.get(self._var_key(variable))
@@ -353,19 +350,29 @@ class SparseFineTuning(VariableChoice):
         return gradient, self._trainable_variables[index]
 
     def _step(self, grads: Sequence[Tensor], variables: Sequence[Variable] | None) -> None:
-        if not self._by_gradients:
+        """Chooses, or has the base update what is chosen."""
+        if variables is None:  # Keras tells what does not fit
             return super()._step(grads, variables)
+        if self._by_gradients:
+            self._select(grads, variables)
+        pairs = [self._chosen_part(*pair) for pair in zip(grads, variables)]
+        gradients, weights = [one for one, _ in pairs], [one for _, one in pairs]
+        step = super()._step
+        if not self._by_gradients:
+            return step(gradients, weights)
         chosen = ops.logical_not(self._selecting())
         if not is_concrete(chosen):
-            step = super()._step
-            return self._step_if(chosen, lambda: step(grads, variables))
-        if chosen:
-            super()._step(grads, variables)
+            self._step_if(chosen, lambda: step(gradients, weights))
+        elif chosen:
+            step(gradients, weights)
+        self._steps_left.assign(ops.maximum(self._steps_left - 1, 0))
 
     def _selecting(self) -> Tensor:
+        if not self.built:
+            return ops.convert_to_tensor(self._by_gradients)
         return ops.greater(self._steps_left, 0)
 
-    def _select(self, pairs: list[tuple[Tensor, Variable]]) -> None:
+    def _select(self, grads: Sequence[Tensor], variables: Sequence[Variable]) -> None:
         """Chooses by one more step's gradients, if it is one of the first steps.
 
         The best so far are kept with their scores, for which there is room in the vectors of the
@@ -374,7 +381,7 @@ class SparseFineTuning(VariableChoice):
         """
         several = [
             (gradient, *self._sparse_slots(variable))
-            for gradient, variable in pairs
+            for gradient, variable in zip(grads, variables)
             if gradient is not None and self._sparse_slots(variable)
         ]
 
@@ -426,16 +433,16 @@ class SparseFineTuning(VariableChoice):
                 new = ops.where(self._selecting(), value, new)  # a score still
             slot.assign(new)
 
-    def _put_back(self) -> None:
-        """Puts the chosen weights' values into the model's variables."""
-        if self._by_gradients and is_concrete(self._selecting()) and self._selecting():
+    def _put_back(self, selecting: Tensor) -> None:
+        """Puts the chosen weights' values into the model's variables, unless they are scores."""
+        if self._by_gradients and is_concrete(selecting) and selecting:
             return
         variables, positions, values = [], [], []
         for variable, slot, value in self._slots_by_variable():
             where = ops.convert_to_tensor(slot)
             new = ops.cast(value, variable.dtype)
             if self._by_gradients:
-                new = ops.where(self._selecting(), take_at(variable, where), new)
+                new = ops.where(selecting, take_at(variable, where), new)
             variables.append(variable)
             positions.append(where)
             values.append(new)
@@ -450,7 +457,7 @@ class SparseFineTuning(VariableChoice):
         self._take_values()
         trained = [one for one in var_list if self._var_key(one) not in self._sparse.frozen]
         super().finalize_variable_values([self._chosen_part(None, one)[1] for one in trained])
-        self._put_back()
+        self._put_back(self._selecting())
 
     # What it has chosen.
 
@@ -521,8 +528,8 @@ def _check(variable: Variable) -> None:
         )
     if math.prod(variable.shape) > MOST_SCORES:
         raise ValueError(
-            f"The variable {variable_path(variable)!r} has the shape {tuple(variable.shape)}; a "
-            f"share can train of {MOST_SCORES} weights at most. Leave it out with `exclude`."
+            f"The variable {variable_path(variable)!r} has the shape {tuple(variable.shape)}; one "
+            f"that trains in part has {MOST_SCORES} weights at most. Leave it out with `exclude`."
         )
 
 
