@@ -51,7 +51,7 @@ def main(arguments=None):
             epochs,
             epochs=options.epochs,
             # Every host takes part in measuring; only one writes.
-            callbacks=[SensitivityLogger(options.output if first_host else None)],
+            callbacks=[SensitivityLogger(options.output if first_host else None, logs=["mean"])],
             verbose="auto" if first_host else 0,
         ).history
         held_out = EpochsOfDigits(*test, options.batch_size, None, distribution)

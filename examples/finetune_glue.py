@@ -32,7 +32,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from sage_keras import (
     TRANSFORMER_BLOCKS,
     LayerwiseAdamW,
-    LayerwiseLearningRate,
+    LayerwiseSage,
     Sage,
     layerwise_decay,
 )
@@ -65,11 +65,6 @@ QUICK = {
     "learning_rate": 3e-4,  # fewer steps, larger ones
     "sage_learning_rate": 6e-4,
 }
-
-
-@keras.saving.register_keras_serializable(package="sage_keras_examples")
-class LayerwiseSage(LayerwiseLearningRate, Sage):
-    """Sage with learning rates by layer."""
 
 
 class ValidationMetrics(keras.callbacks.Callback):

@@ -1,11 +1,15 @@
 """Sensitivity-guided optimizers for Keras."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from sage_keras.optimizers.dps.dps import DPSDense, DPSMix, Mixout
 from sage_keras.optimizers.dps.mixing import WeightMixing
 from sage_keras.optimizers.dps.subnetwork import SubnetworkSelection
 from sage_keras.optimizers.dps.subnetwork_mixing import SubnetworkMixing
 from sage_keras.optimizers.layerwise.decay import layerwise_decay
 from sage_keras.optimizers.layerwise.layerwise import LayerwiseAdamW, LayerwiseLearningRate
+from sage_keras.optimizers.layerwise_sage import LayerwiseSage
 from sage_keras.optimizers.patterns import (
     BIASES_AND_HEAD,
     TRANSFORMER_BLOCKS,
@@ -19,6 +23,24 @@ from sage_keras.optimizers.sage.sage import Sage, SageAdam, SageAdamax, SageSGD
 from sage_keras.optimizers.saved_state import check_state_tree
 from sage_keras.optimizers.sparse.child_tuning import ChildTuning, ChildTuningAdamW
 from sage_keras.optimizers.sparse.fine_tuning import SparseAdamW, SparseFineTuning
+
+if TYPE_CHECKING:
+    from sage_keras import analysis as analysis
+    from sage_keras import callbacks as callbacks
+    from sage_keras import compression as compression
+    from sage_keras import hub as hub
+else:
+    _SUBMODULES = ("analysis", "callbacks", "compression", "hub")
+
+    def __getattr__(name: str) -> Any:
+        """Imports a submodule when it is first used."""
+        if name in _SUBMODULES:
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_SUBMODULES})
+
 
 __version__ = "0.1.0"
 
@@ -34,6 +56,7 @@ __all__ = [
     "KeepZeros",
     "LayerwiseAdamW",
     "LayerwiseLearningRate",
+    "LayerwiseSage",
     "Mixout",
     "Platon",
     "PrunedAdamW",

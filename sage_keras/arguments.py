@@ -199,6 +199,24 @@ def choice(argument: str, value: Any, allowed: Sequence[str]) -> str:
     raise ValueError(f"Argument `{argument}` must be {listed}. Received: {argument}={value!r}")
 
 
+def names(argument: str, value: Any, known: Sequence[str]) -> tuple[str, ...]:
+    """`value` as a tuple, if it is a list of known names; all of them for "all"."""
+    if isinstance(value, str) and value == "all":
+        return tuple(known)
+    if not isinstance(value, (list, tuple)) or not all(isinstance(one, str) for one in value):
+        raise TypeError(
+            f'Argument `{argument}` must be a list of names, such as {argument}=["{known[0]}"], or '
+            f'"all". Received: {argument}={value!r}'
+        )
+    unknown = [one for one in value if one not in known]
+    if unknown:
+        raise ValueError(
+            f"Argument `{argument}` must be a list of names of {', '.join(known)}, or "
+            f'"all". Unknown are {unknown}. Received: {argument}={value!r}'
+        )
+    return tuple(value)
+
+
 def matches(
     argument: str, patterns: Patterns, paths: Sequence[str], default: bool, strict: bool = True
 ) -> list[bool]:

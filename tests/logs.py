@@ -41,6 +41,11 @@ def report(step, groups=("first", "second"), beta_3=0.75, bias_correction=True, 
     }
 
 
+def metrics(step, epoch=0, **values):
+    """The end of an epoch."""
+    return {"step": step, "epoch": epoch, "metrics": values}
+
+
 def write_log(folder, *reports):
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(one) + "\n" for one in reports)

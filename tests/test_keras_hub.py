@@ -237,3 +237,11 @@ def test_loaded_classifier_alone_begins_with_adam(tmp_path):
         loaded = keras.models.load_model(tmp_path / "classifier.keras")
     assert isinstance(loaded.optimizer, keras.optimizers.Adam)
     assert not isinstance(loaded.optimizer, Sage)  # which is one too
+
+
+@pytest.mark.backend_agnostic
+def test_keras_nlp_hands_out_the_classes_of_keras_hub():
+    """So that what is known here of keras-hub's models holds by the old name too."""
+    old = pytest.importorskip("keras_nlp").models
+    for name in ("Backbone", "Task", "BertBackbone", "BertTextClassifier", "GemmaCausalLM"):
+        assert getattr(old, name) is getattr(models(), name)

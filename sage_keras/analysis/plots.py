@@ -26,6 +26,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 _COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
 _MOST_LINES = 5  # of a distribution, where no steps are asked for
 _INCHES_PER_ROW = 0.16  # of a heat map: enough for a label
+_MOST_TICKS = 8
 _LABEL_LENGTH = 46
 
 
@@ -46,9 +47,9 @@ def plot_distribution(
 ) -> Axes:
     """Draws how the sensitivity of the parameters is distributed, at several steps.
 
-    The area under a line is the share of parameters, on the logarithmic axis, which ends where
-    no line is above a thousandth of the highest peak. Parameters of no sensitivity have no place
-    there: the legend states their share.
+    The area under a line is the share of parameters, on the logarithmic axis, which leaves out up
+    to 1 % of the parameters of each line, at either end half of them. Parameters of no sensitivity
+    have no place there: the legend states their share.
 
     Args:
         log: A `Log`, of a `SensitivityLogger` with histograms.
@@ -84,7 +85,7 @@ def plot_distribution(
         title="Distribution of the sensitivity",
     )
     axes.set_ylim(bottom=0)
-    axes.set_xlim(_ends(centres, [line.get_ydata() for line in lines]))
+    axes.set_xlim(_ends(histogram.edges, histogram.counts[list(rows)]))
     axes.grid(alpha=0.3)
     axes.legend(lines, labels, title="step")
     return axes
@@ -133,7 +134,7 @@ def plot_heat_map(log: Log, name: str = "mean", axes: Axes | None = None) -> Axe
     axes.set(xlabel="step", title=f"{_title(name)} by group")
     axes.figure.colorbar(mesh, ax=axes, label=_title(name))
     _name_rows(axes, list(log.groups), "groups")
-    _whole_steps(axes)
+    _ticks_at(axes, log.steps)
     _explain_gaps(axes, bool(zero.any()), bool(missing.any()))
     return axes
 
@@ -163,8 +164,7 @@ def plot_scale(log: Log, axes: Axes | None = None) -> Axes:
         low, high = (values[f"scale_q{one:g}"] for one in (quantiles[0], quantiles[-1]))
         label = f"from {quantiles[0]:.4g} to {quantiles[-1]:.4g} quantile"
         axes.fill_between(log.steps, low, high, color="tab:blue", alpha=0.2, lw=0, label=label)
-    few = len(log.steps) <= 30  # a lone report is a point, not a line
-    marks: dict[str, Any] = {"marker": "o", "markersize": 3} if few else {}
+    marks = _marks(log.steps)
     axes.plot(log.steps, values["scale_mean"], "-", color="tab:blue", label="mean", **marks)
     if "scale_max" in values:
         style: dict[str, Any] = {"linestyle": _DASHES[2], "color": "0.15"}
@@ -173,10 +173,60 @@ def plot_scale(log: Log, axes: Axes | None = None) -> Axes:
         bound = np.max([_bound(one, log.steps) for one in log.optimizers], axis=0)
         axes.plot(log.steps, bound, linestyle=_DASHES[1], color="tab:red", label="bound")
     axes.set(xlabel="step", ylabel="learning-rate scale s", title="Learning-rate scale")
-    axes.set_ylim(0, 1.3 * axes.dataLim.ymax or 1)  # room for the legend
-    _whole_steps(axes)
+    axes.set_ylim(0, 1.05 * axes.dataLim.ymax or 1)
+    _ticks_at(axes, log.steps)
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper center", ncols=2, framealpha=1)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4, frameon=False)
+    return axes
+
+
+def plot_metric(log: Log, name: str = "loss", axes: Axes | None = None) -> Axes:
+    """Draws the loss or a metric of a run over time, beside the mean sensitivity.
+
+    The values of the training data are means of the epoch so far, as in the progress bar. Those
+    of the validation data, called `val_` and the name, are of the ends of epochs.
+
+    Args:
+        log: A `Log` of a `SensitivityLogger`.
+        name: String, the name in Keras's `logs`, such as `"loss"` or `"accuracy"`. Defaults to
+            `"loss"`.
+        axes: Matplotlib axes to draw on, or `None` for a new figure. The sensitivity has an axis
+            of its own, on the right. Defaults to `None`.
+
+    Returns:
+        The axes of the metric.
+
+    Raises:
+        ValueError: If the log does not have the metric.
+    """
+    metrics = {} if log.metrics is None else log.metrics.values
+    names = [one for one in (name, f"val_{name}") if one in metrics]
+    if log.metrics is None or not names:
+        raise ValueError(
+            f"Argument `name` must be one of the metrics of the log, which are {sorted(metrics)}. "
+            f"Received: name={name!r}"
+        )
+    axes = axes or _new_axes()
+    right = axes.twinx()
+    lines: list[Line2D] = []
+    for position, one in enumerate(names):
+        known = np.isfinite(metrics[one])
+        steps = log.metrics.steps[known]
+        style: dict[str, Any] = {"color": _COLORS[position], "linestyle": _DASHES[position]}
+        lines += axes.plot(steps, metrics[one][known], **style, **_marks(steps))
+    style = {"color": "0.4", "linestyle": _DASHES[2]}
+    means = np.ma.masked_less_equal(log.model.values["mean"], 0)  # has no logarithm
+    lines += right.plot(log.steps, means, **style, **_marks(log.steps))
+    right.set_ylabel("mean sensitivity")
+    if (log.model.values["mean"] > 0).any():
+        right.set_yscale("log")
+    axes.set(xlabel="step")
+    axes.set_ylabel(printable(name), parse_math=False)
+    axes.set_title(_shortened(name), parse_math=False)
+    _ticks_at(axes, np.union1d(log.steps, log.metrics.steps))
+    axes.grid(alpha=0.3)
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15), "ncols": 3, "frameon": False}
+    _plain_legend(axes, lines, [*names, "mean sensitivity"], **place)
     return axes
 
 
@@ -290,11 +340,14 @@ def _shades(count: int) -> Any:
     return require_matplotlib().colormaps["viridis"](np.linspace(0.8, 0.1, count))
 
 
-def _ends(centres: np.ndarray, densities: Sequence[Any]) -> tuple[float, float] | None:
-    """Where the lines begin and end to be seen, or None where nothing is."""
-    highest = np.max(densities, axis=0)
-    seen = centres[highest > highest.max(initial=0) / 1000]
-    return (seen[0] / 2, seen[-1] * 2) if len(seen) else None
+def _ends(edges: np.ndarray, counts: np.ndarray) -> tuple[float, float] | None:
+    """Between what there is all of each row but half a percent on either side, or None."""
+    shares = [np.cumsum(row) / row.sum() for row in counts if row.sum()]
+    if not shares:
+        return None
+    first = min(int(np.searchsorted(share, 0.005, side="right")) for share in shares)
+    last = max(int(np.searchsorted(share, 0.995)) for share in shares)
+    return edges[first] / 1.5, edges[last + 1] * 1.5
 
 
 def _edges_around(steps: np.ndarray) -> np.ndarray:
@@ -362,13 +415,23 @@ def _explain_gaps(axes: Axes, zero: bool, missing: bool) -> None:
         axes.figure.legend(handles=handles, loc="outside lower right", ncols=2, fontsize=8)
 
 
-def _whole_steps(axes: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
+def _marks(steps: np.ndarray) -> dict[str, Any]:
+    """Points, where they are few: a lone report is no line."""
+    return {"marker": "o", "markersize": 3} if len(steps) <= 30 else {}
 
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+def _ticks_at(axes: Axes, steps: np.ndarray) -> None:
+    """Puts ticks at steps, and only so many as there is room for; cuts the axis off there."""
+    apart = (float(steps[-1]) - float(steps[0])) / _MOST_TICKS
+    ticks = [steps[-1]]
+    for step in steps[-2::-1]:  # the last step has a tick always
+        if float(ticks[-1]) - float(step) >= apart:
+            ticks.append(step)
+    axes.set_xticks(ticks[::-1], [f"{step:,}" for step in ticks[::-1]])
+    axes.margins(x=0.02)
 
 
-def _plain_legend(axes: Axes, lines: Sequence[Line2D], names: Sequence[str]) -> None:
+def _plain_legend(axes: Axes, lines: Sequence[Line2D], names: Sequence[str], **place: Any) -> None:
     """A legend in which a dollar sign is a dollar sign."""
-    for text in axes.legend(lines, list(map(printable, names))).get_texts():
+    for text in axes.legend(lines, list(map(printable, names)), **place).get_texts():
         text.set_parse_math(False)

@@ -1,6 +1,7 @@
 """Pruning: what a model loses when its least sensitive weights are zero."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,10 +16,9 @@ from sage_keras.compression.pruning import SCOPES, masks, zero
 from sage_keras.scores import by_path, read_sortable
 
 
-@contextlib.contextmanager
 def pruned(
     model: keras.Model, sensitivities: Scores | str, fraction: float, scope: str = "global"
-) -> Iterator[None]:
+) -> contextlib.AbstractContextManager[None]:
     """Zeroes the least sensitive weights of a model inside a `with` block.
 
     On leaving the block, after an exception too, each variable that `sensitivities` names is as
@@ -40,6 +40,10 @@ def pruned(
         scope: `"global"` to take the least sensitive weights of all the named variables
             together, `"layer"` to take the same fraction of each layer, or `"variable"` of each
             variable. Defaults to `"global"`.
+
+    Returns:
+        A context manager for one `with` block. It warns if it is dropped without one, since
+        nothing was pruned then.
 
     Raises:
         ValueError: Before anything is changed, if `fraction` or `scope` is out of range, if the
@@ -63,8 +67,35 @@ def pruned(
     fraction = arguments.share("fraction", fraction, example=0.2)
     arguments.choice("scope", scope, SCOPES)
     scores = read_sortable(model, sensitivities)
+    return _Pruned(_zeroed(model, masks(model, scores, fraction, scope)))
 
-    chosen = masks(model, scores, fraction, scope)
+
+class _Pruned(contextlib.AbstractContextManager[None]):
+    """A context manager that warns if nobody has entered it."""
+
+    def __init__(self, block: contextlib.AbstractContextManager[None]) -> None:
+        self._block = block
+        self._entered = False
+
+    def __enter__(self) -> None:
+        self._entered = True
+        self._block.__enter__()
+
+    def __exit__(self, *exception: Any) -> bool | None:
+        return self._block.__exit__(*exception)
+
+    def __del__(self) -> None:
+        if not self._entered:
+            warnings.warn(
+                "`pruned` was called without `with`, and has pruned nothing. Write `with "
+                "pruned(...):` and what is to see the pruned model in the block. To zero weights "
+                "for good, call `sage_keras.compression.prune`.",
+                stacklevel=2,
+            )
+
+
+@contextlib.contextmanager
+def _zeroed(model: keras.Model, chosen: Arrays) -> Iterator[None]:
     variables = by_path(model)
     before = {path: ops.copy(variables[path].value) for path in chosen}
     try:

@@ -13,6 +13,7 @@ from sage_keras import atomic
 from sage_keras.analysis.plots import (
     plot_distribution,
     plot_heat_map,
+    plot_metric,
     plot_pruning_curves,
     plot_scale,
     require_matplotlib,
@@ -20,7 +21,7 @@ from sage_keras.analysis.plots import (
 from sage_keras.analysis.text import printable
 from sage_keras.annotations import Arrays
 from sage_keras.log.format import SENSITIVITY, check_settings
-from sage_keras.log.reading import Log, Series
+from sage_keras.log.reading import Log, Metrics, Series
 
 _PIXELS_PER_DOT = 2  # for sharp pictures on dense screens
 _Table: TypeAlias = tuple[list[list[tuple[str, int]]], list[list[str]]]  # header and rows
@@ -129,6 +130,7 @@ def _page(
     names = ", ".join(map(printable, dict.fromkeys([*logs, *sparsity_logs])))
     sections = [
         _section("Runs", _RUNS, _table(*_runs(logs))) if logs else "",
+        _metrics(logs),
         _distributions(logs),
         _heat_maps(logs),
         _scales(logs),
@@ -160,6 +162,10 @@ _RUNS = (
     "The redundant share is that of the parameters under 1 % of the mean. The Gini index is 0 "
     "where all sensitivities are alike and 1 where one parameter has it all. The scale is what "
     "the learning rate is multiplied by, or would be in a run that is only watched."
+)
+_METRICS = (
+    "As in the progress bar: of the training data the mean of the epoch so far, of the validation "
+    "data the value at the end of each epoch. Beside it the mean sensitivity of the model."
 )
 _DISTRIBUTION = (
     "How many parameters have which sensitivity. A line that moves to the left is a model that "
@@ -194,6 +200,7 @@ def _runs(logs: Mapping[str, Log]) -> _Table:
     """The header and the rows of the table of runs."""
     header = ["Run", "Optimizer", "Steps", "Parameters", "Mean sensitivity"]
     header += ["Redundant share", "Gini index", "Mean scale"]
+    metrics = _metric_names(logs)
     rows = [
         [
             name,
@@ -204,10 +211,18 @@ def _runs(logs: Mapping[str, Log]) -> _Table:
             _last(log.model, "redundant_share", "{:.1%}"),
             _last(log.model, "gini", "{:.3f}"),
             _last(log.model, "scale_mean", "{:.3f}"),
+            *(_last(log.metrics, metric, "{:.4g}") for metric in metrics),
         ]
         for name, log in logs.items()
     ]
-    return [[(title, 1) for title in header]], rows
+    return [[(title, 1) for title in [*header, *metrics]]], rows
+
+
+def _metric_names(logs: Mapping[str, Log]) -> list[str]:
+    names = dict.fromkeys(
+        name for log in logs.values() if log.metrics for name in log.metrics.values
+    )
+    return sorted(names, key="loss".__ne__)  # that first
 
 
 def _groups(logs: Mapping[str, Log]) -> _Table:
@@ -232,7 +247,7 @@ def _optimizer(settings: dict[str, Any]) -> str:
     return f"{settings['class']} (β₃ {settings['beta_3']:g}{guide})"
 
 
-def _last(series: Series | None, name: str, style: str) -> str:
+def _last(series: Series | Metrics | None, name: str, style: str) -> str:
     value = series.values.get(name, [math.nan])[-1] if series else math.nan
     return style.format(value) if math.isfinite(value) else _UNKNOWN
 
@@ -252,6 +267,24 @@ def _table(header: list[list[tuple[str, int]]], rows: list[list[str]]) -> str:
         cells = "".join(f"<td>{html.escape(value)}</td>" for value in values)
         lines.append(f'<tr><th scope="row">{html.escape(printable(name))}</th>{cells}</tr>')
     return "\n".join([*lines, "</tbody>", "</table>", "</div>"])
+
+
+def _metrics(logs: Mapping[str, Log]) -> str:
+    """A picture for each run and each metric, that of the validation data in the same one."""
+    names = _metric_names(logs)
+    drawn: dict[str, Any] = {}
+    for name in names:
+        if name.startswith("val_") and name.removeprefix("val_") in names:
+            continue
+        of_runs = {
+            f"{name} of {run}": plot_metric(log, name)
+            for run, log in logs.items()
+            if log.metrics and {name, f"val_{name}"} & log.metrics.values.keys()
+        }
+        _share_limits(of_runs.values(), "y")
+        _share_limits([axes.figure.axes[1] for axes in of_runs.values()], "y")
+        drawn |= of_runs
+    return _pictures("Loss and metrics", _METRICS, drawn, "The {} by step, and the sensitivity.")
 
 
 def _distributions(logs: Mapping[str, Log]) -> str:

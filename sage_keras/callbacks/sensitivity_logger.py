@@ -6,7 +6,7 @@ from typing import Any
 
 from sage_keras import arguments
 from sage_keras.annotations import Groups
-from sage_keras.callbacks.sensitivity_values import UNKNOWN, SensitivityValues
+from sage_keras.callbacks.sensitivity_values import UNKNOWN, SensitivityValues, value_names
 from sage_keras.callbacks.state_logger import StateLogger
 from sage_keras.log import format as log_format
 from sage_keras.log.format import SENSITIVITY
@@ -26,11 +26,13 @@ class SensitivityLogger(StateLogger):
       the optimizer computes it. With `guide=False` it is what the scale would have been, with
       `calibrate=True` what it is before it is divided by its mean.
 
-    The values of the whole model go into Keras's `logs` as `sensitivity/mean` and so on, where
-    `History`, `CSVLogger`, the progress bar and other callbacks see them. Callbacks listed before
-    this one do not: put it first. With `log_dir`, each report is also one line of
-    `sensitivity.jsonl`, which `sage_keras.analysis.read_log` reads, and, where `tensorboard` is
-    installed, scalars and histograms for TensorBoard.
+    At the end of each epoch two of the last values of the whole model, or those that `logs` names,
+    go into Keras's `logs` as `sensitivity/scale_mean` and so on, where `History`, `CSVLogger`, the
+    progress bar and other callbacks see them. Callbacks listed before this one do not: put it
+    first. With `log_dir`, each report is also one line of `sensitivity.jsonl`, which
+    `sage_keras.analysis.read_log` reads, and, where `tensorboard` is installed, scalars and
+    histograms for TensorBoard. These have all values, and the file has the loss and the metrics
+    of the run too.
 
     When a report is made:
 
@@ -72,6 +74,10 @@ class SensitivityLogger(StateLogger):
         optimizer: String, the name of the model's attribute that holds the optimizer to watch,
             such as `"d_optimizer"`, or `None` for the one that the model was compiled with.
             Defaults to `None`.
+        logs: List of the names of the values to put into Keras's `logs`, such as
+            `["mean", "q0.5"]`, `"all"` for all of them, or `[]` for none. Each is one more entry
+            of the progress bar, which a terminal has little room for. Defaults to
+            `("scale_mean", "redundant_share")`.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -89,8 +95,8 @@ class SensitivityLogger(StateLogger):
     >>> model.compile(optimizer=sage_keras.Sage(learning_rate=1e-3), loss="mse")
     >>> x, y = np.ones((8, 2)), np.ones((8, 1))
     >>> history = model.fit(x, y, callbacks=[SensitivityLogger()], verbose=0)
-    >>> sorted(history.history)[:3]
-    ['loss', 'sensitivity/gini', 'sensitivity/mean']
+    >>> sorted(history.history)
+    ['loss', 'sensitivity/redundant_share', 'sensitivity/scale_mean']
 
     Reference:
         - [Liang et al., 2022](https://arxiv.org/abs/2202.02664)
@@ -107,11 +113,14 @@ class SensitivityLogger(StateLogger):
         quantiles: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95),
         histograms: bool = True,
         optimizer: str | None = None,
+        logs: Sequence[str] = ("scale_mean", "redundant_share"),
     ) -> None:
         super().__init__(log_dir, groups, optimizer)
         self.update_freq = arguments.frequency("update_freq", update_freq)
         self.quantiles = arguments.probabilities("quantiles", quantiles)
         self.histograms = arguments.boolean("histograms", histograms)
+        known = [name for names in value_names(self.quantiles) for name in names]
+        self.logs = arguments.names("logs", logs, known)
         self._update_freq = self.update_freq
         self._every = arguments.batches(self.update_freq)
 
@@ -148,17 +157,20 @@ class SensitivityLogger(StateLogger):
         # Not at the end of the epoch: on TensorFlow a generator that ends counts as a step.
         self._now = self._iterations()
         if self._due and self._now not in self._copies:
-            self._add(logs, self._report(self._values))
+            self._report(self._values, logs)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Reports, if the epoch has no report yet, and adds the last values to the logs."""
         if self._values is None:  # no batch, so far
             return
-        if not self._reported:
+        if self._reported:
+            if logs:
+                self._log.write(self._line(max(self._iterations()), logs))
+        else:
             if not self._copies:  # the end came early
                 self._now = self._iterations()
-            self._report(self._values)
-        self._add(logs, self._last)
+            self._report(self._values, logs)
+        self._add(logs, {name: self._last[name] for name in self.logs if name in self._last})
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Lets go of the copies."""
@@ -199,21 +211,31 @@ class SensitivityLogger(StateLogger):
             self._copies = {step: one for step, one in self._copies.items() if step == before}
             self._copies[now] = self._values and self._values.copy(self._optimizers())
 
-    def _report(self, values: SensitivityValues) -> dict[str, float]:
-        """Makes a report, and returns its values of the whole model."""
+    def _report(self, values: SensitivityValues, logs: dict[str, Any] | None) -> None:
+        """Makes a report, and keeps its values of the whole model."""
         copy = self._copies.get(_previous(self._now), UNKNOWN)
-        report: dict[str, Any] = {
-            log_format.STEP: max(self._now),
-            log_format.EPOCH: self._epoch,
-        }
-        report |= values.report(self._optimizers(), self._now, copy)
-        self._log.write(report)
-        last: dict[str, float] = report[log_format.MODEL][log_format.VALUES]
-        self._last = last
+        report = values.report(self._optimizers(), self._now, copy)
+        self._log.write(self._line(max(self._now), logs) | report)
+        self._last: dict[str, float] = report[log_format.MODEL][log_format.VALUES]
         self._reported = True
         self._due = False
         self._copies = {}
-        return last
+
+    def _line(self, step: int, logs: dict[str, Any] | None) -> dict[str, Any]:
+        """What a line of the log begins with: where training is, and the metrics so far."""
+        own = f"{self._kind.name}/"  # of another logger, for another optimizer
+        metrics = {
+            name: log_format.to_number(value)
+            for name, value in (logs or {}).items()
+            if not name.startswith(own)
+        }
+        return {
+            log_format.STEP: step,
+            log_format.EPOCH: self._epoch,
+            log_format.METRICS: {
+                name: value for name, value in metrics.items() if value is not None
+            },
+        }
 
 
 def _previous(iterations: tuple[int, ...]) -> tuple[int, ...]:

@@ -23,6 +23,15 @@ _REDUNDANT = 0.01  # of the mean of the whole model
 UNKNOWN = object()  # for slots that nobody copied before the last step
 
 
+def value_names(probabilities: Sequence[float]) -> tuple[list[str], list[str]]:
+    """The names of the values of the sensitivity, and of those of the scale, in their order."""
+    quantiles = [f"q{probability:g}" for probability in probabilities]
+    return (
+        ["mean", "redundant_share", "gini", *quantiles],
+        ["scale_mean", "scale_max", *(f"scale_{name}" for name in quantiles)],
+    )
+
+
 class SensitivityValues:
     """The values of groups of guided variables, reduced on the device by one compiled function.
 
@@ -54,7 +63,7 @@ class SensitivityValues:
         self._settings = [_settings(one) for one in optimizers]
         self._histograms = with_histograms
         self._has_scales = _has_scales(model, optimizers)
-        self._quantiles = [f"q{probability:g}" for probability in probabilities]
+        self._probabilities = probabilities
         shapes = tuple(tuple(variable.shape) for variable in variables)
         sizes = [math.prod(shape) for shape in shapes]
         positions = tuple(map(tuple, members.values()))
@@ -103,10 +112,10 @@ class SensitivityValues:
         return self._entries(np.array(ops.convert_to_numpy(table)), known)
 
     def _entries(self, table: np.ndarray, known: bool) -> dict[str, Any]:
-        names = ["mean", "redundant_share", "gini", *self._quantiles]
+        names, scales = value_names(self._probabilities)
         first_scale = len(names)
         if self._has_scales:
-            names += ["scale_mean", "scale_max", *(f"scale_{name}" for name in self._quantiles)]
+            names = [*names, *scales]
         values, zeros, counts = np.split(table, [len(names), len(names) + 1], axis=1)
         if not known:
             values[:, first_scale:] = np.nan

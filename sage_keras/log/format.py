@@ -1,10 +1,14 @@
 """What a log holds, and the checks that its writer and its reader share.
 
-A log is a file of lines, each of which is a report, an object of strict JSON:
+A log is a file of lines, each of which is an object of strict JSON:
 
-    step         the optimizer's steps when the report was made
+    step         the optimizer's steps when the line was written
     epoch        the epoch as Keras counts them, from 0
     update_freq  how often the logger was asked to report, where it can be asked
+    metrics      name to number, or to null for not-a-number: what Keras's `logs` held
+
+A report has more, while a line without is the end of an epoch whose report came earlier:
+
     optimizers   a list of the settings of each optimizer
     edges        the edges of the bins of all histograms, a part of `COARSE_EDGES`
     model        the entry of all variables together
@@ -16,7 +20,7 @@ An entry:
     values       name to number, or to null for not-a-number
     histogram    counts, one for each bin, and zeros, which are in none
 
-Older logs call the values "figures" and have no update_freq.
+Older logs call the values "figures" and have no update_freq and no metrics.
 """
 
 import dataclasses
@@ -29,12 +33,13 @@ import numpy as np
 
 from sage_keras.histograms import COARSE_EDGES
 
-STEP, EPOCH, UPDATE_FREQ, OPTIMIZERS = "step", "epoch", "update_freq", "optimizers"
-EDGES, MODEL, GROUPS = "edges", "model", "groups"
+STEP, EPOCH, UPDATE_FREQ, METRICS = "step", "epoch", "update_freq", "metrics"
+OPTIMIZERS, EDGES, MODEL, GROUPS = "optimizers", "edges", "model", "groups"
 PARAMETERS, VALUES, HISTOGRAM = "parameters", "values", "histogram"
 COUNTS, ZEROS = "counts", "zeros"
 _OLDER_VALUES = "figures"
-_REQUIRED = (STEP, EPOCH, OPTIMIZERS, MODEL, GROUPS)
+_REQUIRED = (STEP, EPOCH)
+_REQUIRED_OF_REPORTS = (OPTIMIZERS, MODEL, GROUPS)
 
 _LARGEST_INTEGER = 2**63 - 1  # of NumPy's
 _LARGEST = float(np.finfo("float32").max)  # of what a logger computes
@@ -89,22 +94,51 @@ def values_of(entry: Mapping[str, Any]) -> Any:
     return entry[VALUES] if VALUES in entry else entry.get(_OLDER_VALUES)
 
 
-def check_report(report: Any, kind: Kind) -> None:
-    """Refuses a report that is not as a logger writes it.
+def is_report(line: Mapping[str, Any]) -> bool:
+    """Whether a line is a report, and not the end of an epoch alone."""
+    return METRICS not in line or any(name in line for name in _REQUIRED_OF_REPORTS)
+
+
+def to_number(value: Any) -> float | None:
+    """`value` as a number that a log can hold, not-a-number where it is too large, or `None`.
+
+    `None` stands for what is no single number: metrics of Keras may be anything.
+    """
+    if isinstance(value, str) or np.ndim(value):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if abs(number) <= _LARGEST else math.nan
+
+
+def check_line(line: Any, kind: Kind) -> None:
+    """Refuses a line that is not as a logger writes it.
 
     Args:
-        report: What was read from a line of strict JSON, or is to be written as one.
+        line: What was read from a line of strict JSON, or is to be written as one.
         kind: The `Kind` of the log.
 
     Raises:
         ValueError: If something is missing, or of another kind; the message names it.
     """
-    _is("report", report, dict)
-    missing = [name for name in _REQUIRED if name not in report]
+    _is("report", line, dict)
+    required = _REQUIRED + (_REQUIRED_OF_REPORTS if is_report(line) else ())
+    missing = [name for name in required if name not in line]
     if missing:
         raise ValueError(f"it has no {missing}")
-    _whole(STEP, report[STEP], low=0)
-    _whole(EPOCH, report[EPOCH], low=0)
+    _whole(STEP, line[STEP], low=0)
+    _whole(EPOCH, line[EPOCH], low=0)
+    for name, value in _is(METRICS, line.get(METRICS, {}), dict).items():
+        _text("name of a metric", name)
+        if value is not None:
+            _number(f"metric {name!r}", value)
+    if is_report(line):
+        _check_report(line, kind)
+
+
+def _check_report(report: dict[str, Any], kind: Kind) -> None:
     for number, settings in enumerate(_is(OPTIMIZERS, report[OPTIMIZERS], list)):
         check_settings(f"{OPTIMIZERS}[{number}]", settings, kind)
     bins = max(len(_edges(report.get(EDGES, []))) - 1, 0)

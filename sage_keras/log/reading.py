@@ -50,6 +50,24 @@ class Series:
 
 
 @dataclasses.dataclass(frozen=True)
+class Metrics:
+    """The loss and the metrics of a run over time, as Keras's `logs` held them.
+
+    Those of the training data are means of the epoch so far, as in the progress bar; those of the
+    validation data come at the ends of epochs.
+
+    Attributes:
+        steps: Integer array, the optimizer's steps at reports and at ends of epochs. They
+            increase.
+        values: Dict of name (`"loss"`, `"val_loss"`, ...) to a float array as long as `steps`,
+            with not-a-number where there was no value.
+    """
+
+    steps: np.ndarray
+    values: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
 class Log:
     """What a logger wrote, in the order of the steps.
 
@@ -63,6 +81,7 @@ class Log:
         model: `Series` of all guided parameters, of all that are trained in part, or of all
             that are pruned.
         groups: Dict of group name to `Series`, in the model's order.
+        metrics: `Metrics`, or `None` if the log has none. Defaults to `None`.
     """
 
     steps: np.ndarray
@@ -70,6 +89,7 @@ class Log:
     optimizers: list[dict[str, Any]]
     model: Series
     groups: dict[str, Series]
+    metrics: Metrics | None = None
 
 
 def read_log(log_dir: str | os.PathLike[str]) -> Log:
@@ -168,14 +188,13 @@ def _read(log_dir: str | os.PathLike[str], kind: Kind) -> Log:
             f"Argument `log_dir` must be the folder that a {kind.logger} was given: there is no "
             f"{kind.file} in it. Received: log_dir={str(log_dir)!r}"
         )
-    reports = _latest(_parse(path, kind))
+    lines = _latest(_parse(path, kind))
+    reports = [line for line in lines if log_format.is_report(line)]
     if not reports:
         raise ValueError(f"{path} holds no report yet.")
     groups = [report[log_format.GROUPS] for report in reports]
     names = dict.fromkeys(name for one in groups for name in one)
-    # Each group has a place for each report, so that a small file might fill the memory.
-    if len(names) * len(reports) > _MOST_GAPS * sum(map(len, groups)):
-        raise ValueError(f"{path} holds the reports of too many runs with unlike groups.")
+    _check_gaps(path, groups, "groups")
     grids = [report.get(log_format.EDGES, []) for report in reports]
     return Log(
         steps=np.array([report[log_format.STEP] for report in reports]),
@@ -183,36 +202,65 @@ def _read(log_dir: str | os.PathLike[str], kind: Kind) -> Log:
         optimizers=reports[-1][log_format.OPTIMIZERS],
         model=_series([report[log_format.MODEL] for report in reports], grids),
         groups={name: _series([one.get(name) for one in groups], grids) for name in names},
+        metrics=_metrics(path, lines),
     )
 
 
 def _parse(path: pathlib.Path, kind: Kind) -> list[dict[str, Any]]:
     *lines, _unfinished = path.read_bytes().split(b"\n")
-    reports = []
-    for number, line in enumerate(lines, start=1):
+    parsed = []
+    for number, text in enumerate(lines, start=1):
         try:
-            report = json.loads(line, parse_constant=_refuse)
-            log_format.check_report(report, kind)
+            line = json.loads(text, parse_constant=_refuse)
+            log_format.check_line(line, kind)
         except (RecursionError, ValueError) as error:
             raise ValueError(
                 f"Line {number} of {path} is not a report of a {kind.logger}: {error}. "
                 "Remove the line to read the others."
             ) from error
-        reports.append(report)
-    return reports
+        parsed.append(line)
+    return parsed
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _latest(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The reports of increasing steps that the last one ends."""
+def _latest(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of increasing steps that the last one ends."""
     latest: list[dict[str, Any]] = []
-    for report in reversed(reports):
-        if not latest or report[log_format.STEP] < latest[-1][log_format.STEP]:
-            latest.append(report)
+    for line in reversed(lines):
+        if not latest or _place(line) < _place(latest[-1]):
+            latest.append(line)
     return latest[::-1]
+
+
+def _place(line: dict[str, Any]) -> tuple[int, bool]:
+    """Where a line stands among the others: the end of an epoch follows a report of its step."""
+    return line[log_format.STEP], not log_format.is_report(line)
+
+
+def _check_gaps(path: pathlib.Path, lines: Sequence[dict[str, Any]], of: str) -> None:
+    """Refuses a small file that might fill the memory: each name has a place for each line."""
+    names = {name for line in lines for name in line}
+    if len(names) * len(lines) > _MOST_GAPS * sum(map(len, lines)):
+        raise ValueError(f"{path} holds the reports of too many runs with unlike {of}.")
+
+
+def _metrics(path: pathlib.Path, lines: list[dict[str, Any]]) -> Metrics | None:
+    by_step: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        if line.get(log_format.METRICS):
+            by_step.setdefault(line[log_format.STEP], {}).update(line[log_format.METRICS])
+    if not by_step:
+        return None
+    rows = list(by_step.values())
+    _check_gaps(path, rows, "metrics")
+    names = dict.fromkeys(name for row in rows for name in row)
+    return Metrics(
+        steps=np.array(list(by_step)),
+        values={name: _numbers([row.get(name) for row in rows]) for name in names},
+    )
 
 
 def _series(entries: Sequence[dict[str, Any] | None], grids: Sequence[Sequence[float]]) -> Series:
@@ -228,7 +276,10 @@ def _series(entries: Sequence[dict[str, Any] | None], grids: Sequence[Sequence[f
 
 
 def _values(name: str, entries: Sequence[dict[str, Any] | None]) -> np.ndarray:
-    values = [entry and log_format.values_of(entry).get(name) for entry in entries]
+    return _numbers([entry and log_format.values_of(entry).get(name) for entry in entries])
+
+
+def _numbers(values: Sequence[Any]) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values], dtype="float64")
 
 

@@ -76,19 +76,19 @@ class LogWriter:
         if _tensorboard_is_installed():
             self._events = TensorBoardEvents(folder, kind.name)
 
-    def write(self, report: dict[str, Any]) -> None:
-        """Writes a report.
+    def write(self, line: dict[str, Any]) -> None:
+        """Writes a report, or the end of an epoch.
 
         Args:
-            report: Dict, as the module `format` describes it.
+            line: Dict, as the module `format` describes it.
         """
         if self._lines is None:
             return
-        report = _strict({**report, **self._more})
-        log_format.check_report(report, self._kind)
-        self._lines.append(report)
-        if self._events is not None:
-            self._events.write(report)
+        line = _strict({**line, **self._more})
+        log_format.check_line(line, self._kind)
+        self._lines.append(line)
+        if self._events is not None and log_format.is_report(line):
+            self._events.write(line)
 
     def _check_frequency(self, last: Any, update_freq: str | int | None) -> None:
         """Refuses a log whose reports are at other distances: one series would be made of both."""

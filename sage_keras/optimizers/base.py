@@ -15,9 +15,9 @@ the mixins of one class act one after the other, in the order of the bases:
     _phrases(), _summary_columns()  what `repr` and `summary` print
 """
 
+import difflib
 import inspect
 import re
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -36,7 +36,7 @@ from sage_keras.backend import (
     take_back,
     to_dense,
 )
-from sage_keras.optimizers import saved_state
+from sage_keras.optimizers import printing, saved_state
 from sage_keras.paths import unique_paths, variable_path
 
 if TYPE_CHECKING:  # what the mixins are mixed into; none of them is an optimizer by itself
@@ -304,41 +304,27 @@ class OptimizerMixin(_Optimizer):
     # Printing.
 
     def summary(self, print_fn: Callable[[str], object] = print) -> None:
-        """Prints the optimizer, and a line for each variable.
+        """Prints the optimizer, and a table of its variables: what it does to each of them.
 
         Args:
             print_fn: Function that is called with each line. Defaults to `print`.
         """
         print_fn(repr(self))
-        if not self.built:
-            return
-        paths = list(self._names.shapes)
-        columns = [
-            *([column.get(path, "") for path in paths] for column in self._summary_columns()),
-            paths,
-            [str(shape) for shape in self._names.shapes.values()],
-        ]
-        widths = [max(map(len, column), default=0) for column in columns]
-        for row in zip(*columns):
-            print_fn("  " + "  ".join(map(str.ljust, row, widths)).rstrip())
+        if self.built:
+            for line in printing.as_table(self._names.shapes, self._summary_columns()):
+                print_fn(line)
 
     def __repr__(self) -> str:
-        """Shows what is not the default, long arguments cut, and what the mixins act on."""
-        settings = ", ".join(
-            f"{name}={textwrap.shorten(repr(value), 100, placeholder='...')}"
-            for name, value in self._own_settings().items()
-            if value != _default(type(self), name)
-        )
-        phrases = self._phrases() if self.built else ["not built"]
-        return f"<{', '.join([f'{type(self).__name__}({settings})', *phrases])}>"
+        """Shows the learning rate, what is not the default, and what the mixins act on."""
+        return printing.as_line(self)
 
     def _phrases(self) -> list[str]:
         """Hook: what `repr` says of the optimizer once it is built, such as "guides 2 of 4"."""
         return []
 
-    def _summary_columns(self) -> list[dict[str, str]]:
-        """Hook: columns of `summary`, each a dict of unique path to text."""
-        return []
+    def _summary_columns(self) -> dict[str, dict[str, str]]:
+        """Hook: columns of `summary`, by title, each a dict of unique path to text."""
+        return {}
 
 
 class _Names:
@@ -402,16 +388,40 @@ class VariableChoice(OptimizerMixin):
     def _is_chosen(self, variable: Variable) -> bool:
         return self._chosen[self._get_variable_index(variable)]
 
-    def _index_of_chosen(self, variable: Variable, instead: str) -> int:
-        """The index of a variable that a user passed; `instead` says which to pass."""
+    def _index_of_chosen(self, variable: Variable | str, instead: str) -> int:
+        """The index of a variable, or of the path of one, that a user passed.
+
+        Args:
+            variable: What was passed.
+            instead: String, which to pass.
+        """
+        advice = ""
         if self.built:
-            index = self._trainable_variables_indices.get(self._var_key(variable))
+            if isinstance(variable, str):
+                index, advice = self._index_of_path(variable)
+            else:
+                index = self._trainable_variables_indices.get(self._var_key(variable))
             if index is not None and self._chosen[index]:
                 return index
+        received = repr(variable) if isinstance(variable, str) else variable_path(variable)
         raise ValueError(
             f"Argument `variable` must be one that this optimizer {instead}. "
-            f"Received: variable={variable_path(variable)}"
+            f"Received: variable={received}{advice}"
         )
+
+    def _index_of_path(self, path: str) -> tuple[int | None, str]:
+        """The index of the one variable of a path, or None and what may have been meant."""
+        names = self._names.trained
+        if f"{path}#1" in names:
+            same = [name for name in names if name.partition("#")[0] == path]
+            return None, f". It is the path of {len(same)} variables: pass the one you mean itself"
+        if path in names:
+            return names.index(path), ""
+        chosen = [name for name, yes in zip(names, self._chosen) if yes]
+        near = [name for name in chosen if name.endswith(f"/{path}")]
+        near += difflib.get_close_matches(path, chosen, n=3)
+        near = list(dict.fromkeys(near))
+        return None, f". Did you mean one of these?{arguments.listed(near)}" if near else ""
 
     def _slots(self, variables: list[Variable], name: str, dtype: str) -> list[Variable | None]:
         """A new slot for each chosen variable, and None for the others."""
@@ -425,9 +435,10 @@ class VariableChoice(OptimizerMixin):
             return []
         return [one for one, chosen in zip(self._trainable_variables, self._chosen) if chosen]
 
-    def _chosen_marks(self, yes: str) -> dict[str, str]:
+    def _chosen_marks(self) -> dict[str, str]:
+        """A column of `summary`: which variables are chosen."""
         return {
-            path: yes if chosen else "plain"
+            path: "yes" if chosen else "no"
             for path, chosen in zip(self._names.trained, self._chosen)
         }
 
@@ -490,14 +501,3 @@ def _arguments_of(cls: type) -> list[str]:
     functions = [vars(one)["__init__"] for one in cls.__mro__ if "__init__" in vars(one)]
     names = [name for function in functions for name in inspect.signature(function).parameters]
     return [name for name in dict.fromkeys(names) if name not in ("self", "args", "kwargs")]
-
-
-def _default(cls: type, name: str) -> Any:
-    """The default of an argument of a class, as the first `__init__` that names it has it."""
-    for one in cls.__mro__:
-        parameters = (
-            inspect.signature(vars(one)["__init__"]).parameters if "__init__" in vars(one) else {}
-        )
-        if name in parameters:
-            return parameters[name].default
-    return inspect.Parameter.empty

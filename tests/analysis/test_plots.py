@@ -6,11 +6,12 @@ import sys
 
 import numpy as np
 import pytest
-from logs import EDGES, MEAN, report, write_log
+from logs import EDGES, MEAN, metrics, report, write_log
 
 from sage_keras.analysis import (
     plot_distribution,
     plot_heat_map,
+    plot_metric,
     plot_pruning_curves,
     plot_scale,
     read_log,
@@ -184,8 +185,57 @@ def test_scale_and_its_bound(tmp_path, bias_correction, beta_3, bound):
     assert set(corners[:, 1]) == {0.1, 1.25}
     texts = [text.get_text() for text in axes.get_legend().get_texts()]
     assert "from 0.05 to 0.95 quantile" in texts
-    assert axes.get_ylim()[0] == 0
+    assert axes.get_ylim() == pytest.approx((0, 1.05 * max(1.5, *bound)))  # no empty range
     assert len(dashes(axes)) == 3
+
+
+def test_metric_of_training_and_validation_beside_the_sensitivity(tmp_path):
+    lines = [
+        report(2, mean=0.5),
+        report(5, mean=0.25),
+        metrics(6, loss=3.0, val_loss=2.5),
+        report(9, mean=0.125),
+        metrics(12, loss=2.0, val_loss=2.75, accuracy=0.5),
+    ]
+    lines[0]["metrics"] = {"loss": 4.0}
+    log = read_log(write_log(tmp_path, *lines))
+    axes = plot_metric(log)
+    np.testing.assert_array_equal(line(axes, "loss"), [[2, 6, 12], [4, 3, 2]])
+    np.testing.assert_array_equal(line(axes, "val_loss"), [[6, 12], [2.5, 2.75]])
+    [left, right] = axes.figure.axes
+    [drawn] = right.lines
+    np.testing.assert_array_equal(drawn.get_data(), [[2, 5, 9], [0.5, 0.25, 0.125]])
+    assert right.get_yscale() == "log"
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert texts == ["loss", "val_loss", "mean sensitivity"]
+    assert len(dashes(left) | dashes(right)) == 3
+    assert left.get_xticks().tolist() == [2, 6, 9, 12]
+    assert plot_metric(log, "accuracy").get_title() == "accuracy"
+    message = r"one of the metrics of the log, which are \['accuracy', 'loss', 'val_loss'\]"
+    with pytest.raises(ValueError, match=message):
+        plot_metric(log, "mae")
+    with pytest.raises(ValueError, match=r"which are \[\]"):
+        plot_metric(read_log(write_log(tmp_path, report(1))))
+
+
+@pytest.mark.parametrize("plot", [plot_heat_map, plot_scale])
+@pytest.mark.parametrize(
+    ("steps", "ticks"),
+    [
+        ([3, 7, 11], [3, 7, 11]),
+        ([7], [7]),
+        ([*range(10, 1010, 10)], [*range(90, 1010, 130)]),
+        ([1, 2, 3, 1000], [3, 1000]),  # the last of those that stand together
+    ],
+)
+def test_ticks_are_at_reports(tmp_path, plot, steps, ticks):
+    log = read_log(write_log(tmp_path, *map(report, steps)))
+    axes = plot(log)
+    assert axes.get_xticks().tolist() == ticks
+    low, high = axes.get_xlim()
+    apart = (steps[-1] - steps[0]) / 50 or 1
+    beside = 0 if plot is plot_scale else max(np.diff(steps), default=1) / 2
+    assert steps[0] - beside - apart <= low and high <= steps[-1] + beside + apart
 
 
 def test_scale_takes_the_highest_bound_of_several_optimizers(tmp_path):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -399,3 +400,21 @@ class Endless(keras.utils.PyDataset):
 def test_curve_refuses(data, arguments, error, message):
     with pytest.raises(error, match=message):
         pruning_curve(MODEL, data, GOOD, verbose=0, **arguments)
+
+
+def test_pruned_without_with_is_warned_of_and_prunes_nothing():
+    model = net()
+    before = bits(model)
+    with pytest.warns(UserWarning, match=r"`pruned` was called without `with`.*compression\.prune"):
+        pruned(model, "magnitude", 0.5)
+    assert_same_bits(before, bits(model))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        block = pruned(model, "magnitude", 0.5)
+        with block:
+            assert sum(np.count_nonzero(one == 0) for one in bits(model)) == 18
+        del block
+    assert not any("pruned" in str(one.message) for one in caught)
+    assert_same_bits(before, bits(model))
+    with pytest.raises(ValueError, match="`fraction` must be a number from 0 to 1"):
+        pruned(model, "magnitude", 2)

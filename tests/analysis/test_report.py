@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from logs import report, write_log
+from logs import metrics, report, write_log
 from matplotlib.image import imread
 
 from sage_keras.analysis import read_log, write_report
@@ -172,7 +172,31 @@ def test_runs_share_what_they_are_compared_by(logs, monkeypatch, tmp_path):
     assert maps[0] == maps[1] == (0.25, 1.0)  # of 0.25 to 1 and 0.375 to 0.75
     # (0.75 - 0.75^4) / 0.25, the highest of the bounds.
     scales = [figure.axes[0].get_ylim() for figure in drawn[4:6]]
-    assert scales[0] == scales[1] == pytest.approx((0, 1.3 * 1.734375))
+    assert scales[0] == scales[1] == pytest.approx((0, 1.05 * 1.734375))
+
+
+def test_loss_and_metrics_are_shown(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: drawn.append(figure))
+    one = write_log(tmp_path / "a", report(1, mean=2.0), metrics(2, accuracy=0.5, loss=4.0))
+    ends = metrics(1, loss=3.0, val_loss=2.0), metrics(2, val_loss=1.5)
+    two = write_log(tmp_path / "b", report(1, mean=8.0), *ends)
+    logs = {"one": read_log(one), "two": read_log(two)}
+    page = read_page(write_report(logs, tmp_path / "page.html"))
+    assert page.tables[0][0][-3:] == ["loss", "accuracy", "val_loss"]
+    none = "\u2013"
+    assert [row[-3:] for row in page.tables[0][1:]] == [["4", "0.5", none], [none, none, "1.5"]]
+    descriptions = [picture["alt"] for picture in page.pictures[:4]]
+    assert descriptions[:3] == [
+        f"The {one} by step, and the sensitivity."
+        for one in ("loss of one", "loss of two", "accuracy of one")
+    ]
+    assert descriptions[3].startswith("Share of parameters")
+    losses = [[axes.get_ylim() for axes in figure.axes] for figure in drawn[:2]]
+    assert losses[0] == losses[1]
+    assert losses[0][0][0] < 1.5 < 4 < losses[0][0][1]
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -144,7 +145,7 @@ def test_values_are_those_of_the_twin(name, settings, tmp_path):
     ],
 )
 def test_update_freq(update_freq, steps, tmp_path):
-    history = fit(rewound(sage_sgd), SensitivityLogger(tmp_path, update_freq))
+    history = fit(rewound(sage_sgd), SensitivityLogger(tmp_path, update_freq, logs="all"))
     expected = TwinTraining("SageSGD", 0.02, bias_correction=False).reports()
     assert_equal_to_twin(read_log(tmp_path), expected, steps)
     last = [max(step for step in steps if step <= end) for end in (6, 12)]
@@ -270,7 +271,7 @@ def test_scale_values_are_left_out_with_one_warning(reason, tmp_path):
     else:
         model = network(SageSGD(0.02), steps_per_execution=3)
     with pytest.warns(UserWarning, match=reason) as warned:
-        history = fit(model, SensitivityLogger(tmp_path, update_freq=4))
+        history = fit(model, SensitivityLogger(tmp_path, update_freq=4, logs="all"))
     assert len([one for one in warned if "SensitivityLogger" in str(one.message)]) == 1
     assert sorted(one for one in history.history if "sensitivity" in one) == sorted(
         f"sensitivity/{name}" for name in NAMES
@@ -318,23 +319,21 @@ def test_training_that_is_stopped_in_mid_epoch(tmp_path):
 
 
 class Seen(keras.callbacks.Callback):
-    """What a callback behind the logger finds in the logs."""
+    """What a callback finds in the logs."""
 
     def __init__(self):
         super().__init__()
-        self.batches, self.epochs = {}, []
+        self.batches, self.epochs = [], []
 
     def on_train_batch_end(self, batch, logs=None):
-        if "sensitivity/mean" in logs:
-            self.batches[batch] = logs["sensitivity/mean"]
+        self.batches.append(dict(logs))
 
     def on_epoch_end(self, epoch, logs=None):
-        self.epochs.append(logs["sensitivity/mean"])
+        self.epochs.append(dict(logs))
 
 
 def test_other_callbacks_see_the_values(tmp_path, capsys):
     seen, before, file = Seen(), Seen(), tmp_path / "log.csv"
-    before.on_epoch_end = lambda epoch, logs=None: before.epochs.append(dict(logs))
     x, y = data()
     history = rewound(sage_sgd).fit(
         x,
@@ -345,19 +344,106 @@ def test_other_callbacks_see_the_values(tmp_path, capsys):
         verbose=2,
         callbacks=[
             before,
-            SensitivityLogger(update_freq=4),
+            SensitivityLogger(tmp_path, update_freq=4, logs=["mean"]),
             seen,
             keras.callbacks.CSVLogger(file),
         ],
     )
     means = history.history["sensitivity/mean"]
-    assert list(seen.batches) == [3, 1, 5]  # in the epoch, steps 4, 8 and 12
-    assert means == seen.epochs == [seen.batches[3], seen.batches[5]]
+    reported = read_log(tmp_path).model.values["mean"]  # at the steps 4, 8 and 12
+    assert means == [logs["sensitivity/mean"] for logs in seen.epochs] == [*reported[[0, 2]]]
     with open(file) as rows:
         assert [float(row["sensitivity/mean"]) for row in csv.DictReader(rows)] == means
     assert f"sensitivity/mean: {means[1]:.4f}" in capsys.readouterr().out
-    assert before.batches == {}
-    assert not any("sensitivity" in name for logs in before.epochs for name in logs)
+    # Where the progress bar is drawn again and again there are none.
+    without = [*before.batches, *before.epochs, *seen.batches]
+    assert len(without) == 26
+    assert not any("sensitivity" in name for logs in without for name in logs)
+
+
+def test_two_values_are_in_the_logs_or_those_that_are_asked_for():
+    shown = lambda **arguments: [  # noqa: E731
+        name.removeprefix("sensitivity/")
+        for name in fit(rewound(sage_sgd), SensitivityLogger(**arguments), epochs=1).history
+        if "sensitivity/" in name
+    ]
+    assert shown() == ["scale_mean", "redundant_share"]
+    assert shown(logs=["q0.5", "mean"], quantiles=[0.5]) == ["q0.5", "mean"]
+    assert shown(logs=[]) == []
+    assert shown(logs="all") == NAMES + SCALE_NAMES
+
+
+def rows_of_a_terminal(text, columns):
+    """How many rows a text fills: a backspace does not leave a row, and the next one is full."""
+    rows, column = 1, 0
+    for character in re.sub(r"\x1b\[[0-9;]*m", "", text):
+        if character == "\n":
+            rows, column = rows + 1, 0
+        elif character == "\r":
+            column = 0
+        elif character == "\b":
+            column = max(column - 1, 0)
+        else:
+            if column == columns:
+                rows, column = rows + 1, 0
+            column += 1
+    return rows
+
+
+def test_a_terminal_shows_as_many_rows_as_without_the_logger(capsys, monkeypatch):
+    monkeypatch.setattr(keras.utils.Progbar.update, "__defaults__", (None, None))
+    model = network(SageSGD(0.02), metrics=["mae"], **CHEAPEST)
+    x, y = data()
+    texts = []
+    for loggers in ([], [SensitivityLogger(update_freq=1)]):
+        model.fit(x, y, BATCH, 2, validation_data=(x, y), callbacks=loggers)
+        texts.append(capsys.readouterr().out)
+    without, with_logger = ([rows_of_a_terminal(text, 100)] for text in texts)
+    assert with_logger == without
+    longest = [max(map(len, re.split("[\r\n]", re.sub("\b", "", text)))) for text in texts]
+    assert longest[0] + 40 < longest[1] <= longest[0] + 100
+
+
+def test_loss_and_metrics_are_in_the_log(tmp_path):
+    """At each report the mean of the epoch so far; at its end those of the validation, too."""
+    seen = Seen()
+    model = network(SageSGD(0.02), metrics=["mae"], **CHEAPEST)
+    callbacks = [keras.callbacks.LearningRateScheduler(lambda epoch: 0.02), seen]
+    validation = data()
+    fit(
+        model,
+        SensitivityLogger(tmp_path, update_freq=4),
+        callbacks=callbacks,
+        validation_data=validation,
+    )
+    log = read_log(tmp_path)
+    assert log.steps.tolist() == [4, 8, 12]
+    metrics = log.metrics
+    assert metrics.steps.tolist() == [4, 6, 8, 12]
+    batches = [seen.batches[3], seen.batches[5], seen.batches[7], seen.batches[11]]
+    for name in ("loss", "mae"):
+        assert metrics.values[name].tolist() == [one[name] for one in batches]
+        ends = [logs[f"val_{name}"] for logs in seen.epochs]
+        found = metrics.values[f"val_{name}"]
+        np.testing.assert_array_equal(found, [np.nan, ends[0], np.nan, ends[1]])
+    assert metrics.values.keys() == {"loss", "mae", "val_loss", "val_mae"}
+    # The end of an epoch knows the frequency too.
+    with pytest.raises(ValueError, match="Go on with update_freq=4"):
+        fit(model, SensitivityLogger(tmp_path, update_freq=3))
+
+
+def test_what_is_no_number_among_the_metrics_stops_no_training(tmp_path):
+    class Adds(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs.update(text="1", list=[1.0], huge=1e300, none=None, array=np.array(3))
+            logs["sensitivity/of_another_logger"] = 1.0
+
+    adds, logger = Adds(), SensitivityLogger(tmp_path)
+    fit(rewound(sage_sgd), adds, callbacks=[logger], epochs=1)
+    values = read_log(tmp_path).metrics.values
+    assert values.keys() == {"loss", "huge", "array"}
+    assert np.isnan(values["huge"]).all()
+    assert values["array"].tolist() == [3.0]
 
 
 def test_groups_of_ones_own(tmp_path):
@@ -546,3 +632,9 @@ def test_arguments_are_checked(arguments, message):
         SensitivityLogger(**arguments)
     with pytest.raises(TypeError, match="`histograms` must be True or False"):
         SensitivityLogger(histograms="yes")
+    with pytest.raises(TypeError, match='`logs` must be a list of names, such as logs=\\["mean"'):
+        SensitivityLogger(logs="mean")
+    with pytest.raises(
+        ValueError, match=r"names of mean, .*, scale_q1, or .*Unknown are \['q0.5'\]"
+    ):
+        SensitivityLogger(logs=["mean", "q0.5"], quantiles=[1])

@@ -181,7 +181,7 @@ def test_the_train_step_lowers_for_tpu(name, policy):
 def test_the_logger_reports_the_same_on_one_device():
     def figures():
         model = jobs.compiled("Sage")
-        logger = SensitivityLogger()
+        logger = SensitivityLogger(logs="all")
         x, y = jobs.data()
         return model.fit(
             x, y, jobs.BATCH_SIZE, shuffle=False, verbose=0, callbacks=[logger]

@@ -116,6 +116,46 @@ def test_a_line_replaces_earlier_ones_of_its_step_and_above(tmp_path):
     assert log.model.values["mean"].tolist() == [1.0, 0.2, 1.0]
 
 
+def end_of_epoch(step, **metrics):
+    return {"step": step, "epoch": 0, "metrics": metrics}
+
+
+def test_metrics_at_reports_and_at_ends_of_epochs(tmp_path):
+    first = report(4, metrics={"loss": 4.0})
+    write(
+        tmp_path, first, report(6, metrics={"loss": 3.0}), end_of_epoch(6, loss=3.0, val_loss=2.0)
+    )
+    write(tmp_path, report(8), end_of_epoch(9, loss=NAN))
+    log = read_log(tmp_path)
+    assert log.steps.tolist() == [4, 6, 8]
+    assert log.metrics.steps.tolist() == [4, 6, 9]
+    np.testing.assert_array_equal(log.metrics.values["loss"], [4.0, 3.0, NAN])
+    np.testing.assert_array_equal(log.metrics.values["val_loss"], [NAN, 2.0, NAN])
+    # A run that was begun again.
+    write(tmp_path, report(5, metrics={"loss": 1.0}))
+    assert read_log(tmp_path).steps.tolist() == [4, 5]
+    assert read_log(tmp_path).metrics.values["loss"].tolist() == [4.0, 1.0]
+    write(tmp_path, report(2))
+    assert read_log(tmp_path).metrics is None
+
+
+@pytest.mark.parametrize(
+    ("metrics", "field"),
+    [
+        ([], "metrics is of type list, not dict"),
+        ({"loss": "low"}, "metric 'loss' is not a number"),
+        ({"loss": 1e300}, "metric 'loss' is not a number"),
+        ({"\ud800": 1.0}, "name of a metric holds a lone surrogate"),
+    ],
+)
+def test_damaged_metrics_are_named(tmp_path, metrics, field):
+    for line in (report(2, metrics=metrics), {**end_of_epoch(2), "metrics": metrics}):
+        path = write(tmp_path, report(1))
+        path.write_text(json.dumps(report(1)) + "\n" + json.dumps(line) + "\n")
+        with pytest.raises(ValueError, match=f"^Line 2 of .*: its {field}"):
+            read_log(tmp_path)
+
+
 @pytest.mark.parametrize(
     "line", ["{", '{"step": NaN}', "[1]", '{"step": 1, "epoch": 0}', "", "\x00\x00"]
 )
@@ -191,6 +231,10 @@ def test_a_small_log_does_not_fill_the_memory(tmp_path):
     lines = [json.dumps(report(step, groups=[str(step)])) + "\n" for step in range(200)]
     (tmp_path / "sensitivity.jsonl").write_text("".join(lines))
     with pytest.raises(ValueError, match="too many runs with unlike groups"):
+        read_log(tmp_path)
+    lines = [json.dumps(report(step, metrics={str(step): 1.0})) + "\n" for step in range(200)]
+    (tmp_path / "sensitivity.jsonl").write_text("".join(lines))
+    with pytest.raises(ValueError, match="too many runs with unlike metrics"):
         read_log(tmp_path)
 
 

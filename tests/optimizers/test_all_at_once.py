@@ -10,6 +10,7 @@ from sage_keras import (
     DPSDense,
     LayerwiseAdamW,
     LayerwiseLearningRate,
+    LayerwiseSage,
     Sage,
     SageAdam,
     SensitivityGuided,
@@ -23,10 +24,6 @@ RATES = {"learning_rate_multipliers": {"weight_1": 0.25, "weight_2": 0.0}}
 
 
 class SelectedSage(SubnetworkSelection, Sage):
-    pass
-
-
-class LayerwiseSage(LayerwiseLearningRate, Sage):
     pass
 
 

@@ -39,8 +39,10 @@ FIT_MODES = {
     "jax": ("eager", "xla"),
     "torch": ("eager",),
 }[BACKEND]
+GUIDED = [*twin.TWINS, "LayerwiseSage"]
+FACTORS = [0.5, 1.0]  # of the learning rates of kernel and bias, where they are by layer
 CELLS = diagonals(
-    twin.TWINS,
+    GUIDED,
     TOLERANCE,
     FIT_MODES,
     FEATURES,
@@ -101,7 +103,7 @@ class Guided:
 
     def __init__(self, optimizer, start, rate):
         self.twins = [
-            twin.TWINS[type(optimizer).__name__](
+            twin.TWINS[type(optimizer).__name__.removeprefix("Layerwise")](
                 w,
                 learning_rate=rate,
                 bias_correction=optimizer.bias_correction,
@@ -122,6 +124,16 @@ class Guided:
     def step(self, gradients):
         for one, gradient in zip(self.twins, gradients, strict=True):
             one.step(gradient)
+
+
+class Layerwise(Guided):
+    def __init__(self, optimizer, start, rate):
+        rates = [
+            (lambda step, factor=factor: factor * rate(step)) if callable(rate) else factor * rate
+            for factor in FACTORS
+        ]
+        pairs = zip(start, rates, strict=True)
+        self.twins = [Guided(optimizer, [w], own).twins[0] for w, own in pairs]
 
 
 class Child(Guided):
@@ -177,7 +189,13 @@ def adams(optimizer, start, rate):
     return [twin.Adam(one, rate, guide=False, weight_decay=decay) for one in start]
 
 
-TWINS = {"PrunedAdamW": Pruned, "Platon": Pruned, "SparseAdamW": Sparse, "ChildTuningAdamW": Child}
+TWINS = {
+    "LayerwiseSage": Layerwise,
+    "PrunedAdamW": Pruned,
+    "Platon": Pruned,
+    "SparseAdamW": Sparse,
+    "ChildTuningAdamW": Child,
+}
 
 
 def twin_fit(optimizer, feature):
@@ -225,7 +243,7 @@ def test_compiled_fit_on_torch(monkeypatch):
 
 @pytest.mark.extended
 @pytest.mark.parametrize("feature", FEATURES)
-@pytest.mark.parametrize("name", twin.TWINS)
+@pytest.mark.parametrize("name", GUIDED)
 def test_compiled_step(name, feature):
     optimizer = make_optimizer(name, feature)
     x, y, start = job()
@@ -252,6 +270,8 @@ def make_optimizer(name, feature):
     if feature == "schedule":
         rate = keras.optimizers.schedules.ExponentialDecay(rate, DECAY_STEPS, decay_rate=0.5)
     own = CHOOSING.get(name, {})
+    if name == "LayerwiseSage":
+        own = {"learning_rate_multipliers": {"kernel|weight_0": FACTORS[0]}}
     return getattr(sage_keras, name)(learning_rate=rate, **own, **FEATURES[feature])
 
 

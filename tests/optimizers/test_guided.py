@@ -96,7 +96,7 @@ def test_building_on_no_variables_is_no_error():
     assert optimizer.sensitivities == {}
     lines = []
     optimizer.summary(print_fn=lines.append)
-    assert lines == [repr(optimizer)]
+    assert lines == [repr(optimizer), "  guided  path  shape"]
 
 
 @pytest.mark.parametrize(
@@ -255,15 +255,91 @@ def test_a_slot_dtype_that_is_no_string_is_made_one(dtype):
 
 def test_repr_and_summary_say_what_is_guided():
     optimizer = Sage(exclude=["bias"])
-    assert repr(optimizer) == "<Sage(exclude=['bias']), not built>"
+    start = "<Sage(learning_rate=0.001, exclude=['bias']) on AdamW, "
+    assert repr(optimizer) == f"{start}not built>"
     model = two_layers()
     optimizer.build(model.trainable_variables)
-    assert repr(optimizer) == "<Sage(exclude=['bias']), guides 2 of 4 variables>"
-    assert repr(SageSGD(bias_correction=True)) == "<SageSGD(bias_correction=True), not built>"
+    assert repr(optimizer) == f"{start}guides 2 of 4 variables>"
     lines = []
     optimizer.summary(print_fn=lines.append)
-    assert [line.split()[0] for line in lines[1:]] == ["guided", "plain", "guided", "plain"]
-    assert lines[3].split()[1:] == [model.trainable_variables[2].path, "(3,", "1)"]
+    assert lines[0] == repr(optimizer)
+    assert [line.split()[0] for line in lines[1:]] == ["guided", "yes", "no", "yes", "no"]
+    assert lines[1].split()[1:] == ["path", "shape"]
+    assert lines[4].split()[1:] == [model.trainable_variables[2].path, "(3,", "1)"]
+    # The columns stand below their titles.
+    path = model.trainable_variables[2].path
+    assert {lines[1].index("path"), lines[4].index(path)} == {10}
+    assert lines[1].index("shape") == lines[4].index("(3, 1)")
+
+
+@pytest.mark.filterwarnings("error")  # Keras would warn of saving a function
+def test_repr_shows_the_rate_and_what_is_not_the_default():
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
+    sgd = SageSGD(0.5, momentum=0.9, bias_correction=True, name="mine", clipnorm=1)
+    shown = {
+        sgd: "<SageSGD(learning_rate=0.5, clipnorm=1, momentum=0.9, bias_correction=True) on SGD",
+        Sage(schedule, weight_decay=0.1): "<Sage(learning_rate=CosineDecay, weight_decay=0.1) on",
+        Sage(lambda: 0.1): "<Sage(learning_rate=__lambda__) on AdamW",
+    }
+    for optimizer, text in shown.items():
+        assert repr(optimizer).startswith(text)
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="torch's variables have values always")
+def test_repr_in_a_trace_leaves_out_what_has_no_value_there():
+    optimizer = Sage(0.1, beta_3=0.9)
+    texts = []
+
+    def show(step):
+        with keras.StatelessScope([(optimizer.iterations, step)]):
+            texts.append(repr(optimizer))
+        return step
+
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        tf.function(show)(tf.constant(1, optimizer.iterations.dtype))
+    else:
+        import jax
+
+        jax.jit(show)(1)
+    assert texts == ["<Sage(beta_3=0.9) on AdamW, not built>"]
+
+
+def test_sensitivity_by_path():
+    model = two_layers()
+    optimizer = Sage(exclude=["bias"])
+    first, _, last, _ = model.trainable_variables
+    with pytest.raises(ValueError, match=r"build it, then.*Received: variable='any'$"):
+        optimizer.sensitivity("any")
+    optimizer.build(model.trainable_variables)
+    slots = list(optimizer.sensitivities.values())
+    for value, slot in enumerate(slots, start=1):
+        slot.assign(keras.ops.full(slot.shape, value))
+    for variable, value in ((first, 4.0), (last, 8.0)):  # one step is 1 - beta_3 of it
+        found = optimizer.sensitivity(variable.path)
+        np.testing.assert_allclose(to_numpy(found), np.full(variable.shape, value), rtol=1e-6)
+        np.testing.assert_array_equal(to_numpy(found), to_numpy(optimizer.sensitivity(variable)))
+    for wrong in (first.path.split("/", 1)[1], first.path.replace("kernel", "kernal")):
+        with pytest.raises(ValueError) as refused:
+            optimizer.sensitivity(wrong)
+        message = str(refused.value)
+        assert f"Received: variable='{wrong}'. Did you mean one of these?\n" in message
+        assert message.splitlines()[1].strip() == first.path
+    bias = first.path.replace("kernel", "bias")
+    with pytest.raises(ValueError, match=f"this optimizer guides: .*variable='{bias}'"):
+        optimizer.sensitivity(bias)
+    with pytest.raises(ValueError, match=r"Received: variable='zzz'$"):
+        optimizer.sensitivity("zzz")
+
+
+def test_the_path_of_several_variables_is_refused():
+    same = [keras.Variable([1.0], name="w") for _ in range(2)]
+    optimizer = Sage()
+    optimizer.build(same)
+    with pytest.raises(ValueError, match=r"'w'\. It is the path of 2 variables: pass the"):
+        optimizer.sensitivity("w")
+    assert tuple(optimizer.sensitivity("w#1").shape) == (1,)
 
 
 def test_finds_guided_optimizers_where_they_are():

@@ -103,11 +103,15 @@ def test_the_callback_refuses_a_model_without_weights():
 def test_what_it_looks_at_is_told():
     optimizer = SparseSage()
     optimizer.build([keras.Variable(one, name=name) for one, name in zip(start(), "ab")])
-    expected = "<SparseSage(), guides 2 of 2 variables, keeps the zeros of 1 of 2 variables>"
+    expected = (
+        "<SparseSage(learning_rate=0.001) on AdamW, guides 2 of 2 variables, "
+        "keeps the zeros of 1 of 2 variables>"
+    )
     assert repr(optimizer) == expected
     lines = []
     optimizer.summary(lines.append)
     assert [line.split() for line in lines[1:]] == [
-        ["guided", "keeps", "zeros", "a", "(6,", "4)"],
-        ["guided", "plain", "b", "(4,)"],
+        ["guided", "keeps", "zeros", "path", "shape"],
+        ["yes", "yes", "a", "(6,", "4)"],
+        ["yes", "no", "b", "(4,)"],
     ]

@@ -12,6 +12,7 @@ from sage_keras import (
     DPSMix,
     LayerwiseAdamW,
     LayerwiseLearningRate,
+    LayerwiseSage,
     Sage,
     SensitivityGuided,
     SubnetworkSelection,
@@ -26,11 +27,6 @@ MULTIPLIERS = {"low": 0.25, "frozen": 0.0, "high": 2.0}
 SHAPES = {"low": (4, 3), "frozen": (3,), "high": (2, 3, 2), "rest": (5,)}
 RATE = 2.0**-7
 STEPS = 4
-
-
-@register
-class LayerwiseSage(LayerwiseLearningRate, Sage):
-    pass
 
 
 @register
@@ -346,16 +342,18 @@ def test_the_first_pattern_that_matches_counts():
 
 def test_summary():
     optimizer = LayerwiseSage(learning_rate_multipliers=RATES, include=["kernel"])
-    assert repr(optimizer).endswith("include=['kernel']), not built>")
+    assert repr(optimizer).endswith("include=['kernel']) on AdamW, not built>")
     assert optimizer.multipliers == {}
     optimizer.build([keras.Variable(np.ones((2, 3)), name=n) for n in ("first", "second_kernel")])
     lines = []
     optimizer.summary(print_fn=lines.append)
     assert lines == [
-        f"<LayerwiseSage(learning_rate_multipliers={RATES}, include=['kernel']), "
+        f"<LayerwiseSage(learning_rate=0.001, learning_rate_multipliers={RATES}, "
+        "include=['kernel']) on AdamW, "
         "guides 1 of 1 variables, own rates for 1 and 1 frozen of 2 variables>",
-        "          frozen  first          (2, 3)",
-        "  guided  0.5     second_kernel  (2, 3)",
+        "  guided  rate    path           shape",
+        "  -       frozen  first          (2, 3)",
+        "  yes     0.5     second_kernel  (2, 3)",
     ]
 
 

@@ -501,7 +501,8 @@ def test_repr_says_what_is_mixed():
     model = compiled(mix(exclude=["bias"]))
     model.optimizer.build(model.trainable_variables)
     assert repr(model.optimizer) == (
-        "<DPSMix(seed=0, stage_steps=4, exclude=['bias']), trains 1 of 2 variables in part>"
+        "<DPSMix(learning_rate=0.01, seed=0, stage_steps=4, exclude=['bias']) on AdamW, "
+        "trains 1 of 2 variables in part>"
     )
 
 
@@ -512,6 +513,7 @@ def test_summary_says_what_is_mixed():
     model.optimizer.summary(lines.append)
     kernel, bias = (variable.path for variable in model.trainable_variables)
     assert [line.split(maxsplit=2) for line in lines[1:]] == [
-        ["partial", kernel, "(4, 3)"],
-        ["plain", bias, "(3,)"],
+        ["partial", "path", "shape"],
+        ["yes", kernel, "(4, 3)"],
+        ["no", bias, "(3,)"],
     ]

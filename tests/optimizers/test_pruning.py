@@ -238,9 +238,10 @@ def test_what_is_pruned_by_default_and_by_patterns():
     assert repr(optimizer).endswith("prunes 2 of 6 variables, sparsity 0.5>")
     lines = []
     optimizer.summary(lines.append)
-    assert [line.split() for line in lines[1:3]] == [
-        ["pruned", "0.583", "dense/kernel", "(4,", "3)"],
-        ["plain", "dense/bias", "(3,)"],
+    assert [line.split() for line in lines[1:4]] == [
+        ["sparsity", "path", "shape"],
+        ["0.583", "dense/kernel", "(4,", "3)"],
+        ["-", "dense/bias", "(3,)"],
     ]
     by_pattern = PrunedAdamW(0.0, final_sparsity=0.5, include=["norm", "query"], **steps)
     stepped(by_pattern, [named(one.path, tuple(one.shape)) for one in made])
@@ -430,4 +431,6 @@ def test_settings_come_back():
     assert (again.begin_step, again.end_step) == (10, 70)
     steps = Platon(begin_step=3, end_step=9)
     assert Platon.from_config(steps.get_config()).end_step == 9
-    assert repr(PrunedAdamW(total_steps=9)) == "<PrunedAdamW(total_steps=9), not built>"
+    assert repr(PrunedAdamW(total_steps=9)) == (
+        "<PrunedAdamW(learning_rate=0.001, total_steps=9) on AdamW, not built>"
+    )

@@ -29,6 +29,7 @@ CASES = {
     sage_keras.PrunedAdamW: ("AdamW", [*PRUNED, *OWN]),
     sage_keras.SparseAdamW: ("AdamW", [*SPARSE, *OWN]),
     sage_keras.ChildTuningAdamW: ("AdamW", ["mode", "fraction", "scores", "seed", *OWN]),
+    sage_keras.LayerwiseSage: ("AdamW", [*GUIDED, "guide", "learning_rate_multipliers", *OWN]),
     sage_keras.LayerwiseAdamW: ("AdamW", ["learning_rate_multipliers", "on_nonfinite"]),
 }
 
@@ -81,8 +82,9 @@ def test_defaults_that_are_those_of_a_class():
     assert parameters["Platon"]["score"].default == "confidence"
     assert parameters["PrunedAdamW"]["score"].default == "magnitude"
     assert parameters["Platon"]["beta_3"].default == 0.85
-    assert parameters["Sage"]["beta_3"].default == 0.75
-    assert parameters["Sage"]["bias_correction"].default is True
+    for name in ("Sage", "LayerwiseSage"):
+        assert parameters[name]["beta_3"].default == 0.75
+        assert parameters[name]["bias_correction"].default is True
     assert parameters["SageAdamax"]["bias_correction"].default is False
 
 

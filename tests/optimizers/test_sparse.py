@@ -402,8 +402,9 @@ def test_it_prints_what_it_trains(capsys):
     assert "trains 17 weights of 3 variables" in repr(optimizer)
     optimizer.summary()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split() == ["9", "weights", "weight_0", "(7,", "5)"]
-    assert lines[4].split() == ["weight_3", "()"]
+    assert lines[1].split() == ["trained", "path", "shape"]
+    assert lines[2].split() == ["9", "weight_0", "(7,", "5)"]
+    assert lines[5].split() == ["-", "weight_3", "()"]
 
 
 BAD = {

@@ -373,7 +373,9 @@ def test_registered_name_and_defaults():
 
 def test_repr_and_summary_say_where_it_selects():
     optimizer = DPSDense(total_steps=200, exclude=["bias"])
-    assert repr(optimizer) == "<DPSDense(total_steps=200, exclude=['bias']), not built>"
+    assert repr(optimizer) == (
+        "<DPSDense(learning_rate=0.001, total_steps=200, exclude=['bias']) on AdamW, not built>"
+    )
     lines = []
     optimizer.summary(print_fn=lines.append)
     assert lines == [repr(optimizer)]
@@ -381,7 +383,7 @@ def test_repr_and_summary_say_where_it_selects():
     optimizer.build(model.trainable_variables)
     assert "trains 2 of 4 variables in part" in repr(optimizer)
     optimizer.summary(print_fn=lines.append)
-    assert [line.split()[0] for line in lines[2:]] == ["partial", "plain", "partial", "plain"]
+    assert [line.split()[0] for line in lines[2:]] == ["partial", "yes", "no", "yes", "no"]
 
 
 class Everything(LayerwiseLearningRate, SubnetworkMixing, SensitivityGuided, keras.optimizers.SGD):
@@ -398,12 +400,14 @@ def test_repr_and_summary_of_all_mixins_in_one_class():
     lines = []
     optimizer.summary(print_fn=lines.append)
     assert lines == [
-        f"<Everything(learning_rate_multipliers={rates}, seed=1, stage_steps=3, beta_3=0.9, "
-        "exclude=['bias']), trains 1 of 2 variables in part, guides 1 of 2 variables, "
+        f"<Everything(learning_rate=0.1, learning_rate_multipliers={rates}, seed=1, "
+        "stage_steps=3, beta_3=0.9, exclude=['bias']) on SGD, "
+        "trains 1 of 2 variables in part, guides 1 of 2 variables, "
         "own rates for 2 and 1 frozen of 3 variables>",
-        "                   frozen  first          (2, 3)",
-        "  partial  guided  0.5     second_kernel  (2, 3)",
-        "  plain    plain   0.5     second_bias    (2, 3)",
+        "  partial  guided  rate    path           shape",
+        "  -        -       frozen  first          (2, 3)",
+        "  yes      yes     0.5     second_kernel  (2, 3)",
+        "  no       no      0.5     second_bias    (2, 3)",
     ]
 
 

@@ -31,11 +31,11 @@ class PartialTraining(VariableChoice):
         """List of the variables that are trained in part. Empty before the optimizer is built."""
         return self._chosen_variables()
 
-    def subnetwork(self, variable: Variable) -> Tensor:
+    def subnetwork(self, variable: Variable | str) -> Tensor:
         """Which weights of a variable the coming step trains.
 
         Args:
-            variable: A variable that this optimizer trains in part.
+            variable: A variable that this optimizer trains in part, or the path of one.
 
         Returns:
             Boolean tensor of the variable's shape.
@@ -43,9 +43,10 @@ class PartialTraining(VariableChoice):
         Raises:
             ValueError: If the optimizer is not built, or does not know or choose this variable.
         """
-        instead = "trains in part: build it, then pass one that `optimizer.summary()` calls partial"
+        instead = "trains in part: build it, then pass one of `optimizer.partial_variables`"
         index = self._index_of_chosen(variable, instead)
-        return ops.broadcast_to(self._mask(index), tuple(variable.shape))
+        shape = tuple(self._trainable_variables[index].shape)
+        return ops.broadcast_to(self._mask(index), shape)
 
     def _mask(self, index: int) -> Tensor:
         """Hook: which weights of the variable of this index the coming step trains."""
@@ -61,5 +62,5 @@ class PartialTraining(VariableChoice):
         partial = f"trains {sum(self._chosen)} of {len(self._chosen)} variables in part"
         return [partial, *super()._phrases()]
 
-    def _summary_columns(self) -> list[dict[str, str]]:
-        return [self._chosen_marks("partial"), *super()._summary_columns()]
+    def _summary_columns(self) -> dict[str, dict[str, str]]:
+        return {"partial": self._chosen_marks(), **super()._summary_columns()}

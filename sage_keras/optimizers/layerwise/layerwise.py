@@ -37,8 +37,8 @@ class LayerwiseLearningRate(OptimizerMixin):
       is found in `layer_10/kernel` too. `summary` prints what came of it.
     - Schedules and callbacks that set `optimizer.learning_rate` move all rates together.
 
-    Any Keras optimizer that wraps no other can be the base, and so can this package's:
-    `class LayerwiseSage(LayerwiseLearningRate, Sage)` guides at the rates of the layers.
+    Any Keras optimizer that wraps no other can be the base, and so can this package's, such as
+    `DPSDense`. `LayerwiseAdamW` and `LayerwiseSage` are there already.
 
     Args:
         *args: Positional arguments of the base optimizer.
@@ -58,12 +58,12 @@ class LayerwiseLearningRate(OptimizerMixin):
     >>> import keras
     >>> import sage_keras
     >>> @keras.saving.register_keras_serializable(package="my_package")
-    ... class LayerwiseSage(sage_keras.LayerwiseLearningRate, sage_keras.Sage):
+    ... class LayerwiseLion(sage_keras.LayerwiseLearningRate, keras.optimizers.Lion):
     ...     pass
     >>> hidden = keras.layers.Dense(4, name="hidden")
     >>> model = keras.Sequential([keras.Input((2,)), hidden, keras.layers.Dense(1, name="head")])
     >>> rates = {"hidden/": 0.1}
-    >>> model.compile(LayerwiseSage(1e-3, learning_rate_multipliers=rates), loss="mse")
+    >>> model.compile(LayerwiseLion(1e-4, learning_rate_multipliers=rates), loss="mse")
 
     Reference:
         - [Howard and Ruder, 2018](https://arxiv.org/abs/1801.06146)
@@ -170,12 +170,12 @@ class LayerwiseLearningRate(OptimizerMixin):
         rates = f"own rates for {own} and {frozen} frozen of {len(multipliers)} variables"
         return [*super()._phrases(), rates]
 
-    def _summary_columns(self) -> list[dict[str, str]]:
+    def _summary_columns(self) -> dict[str, dict[str, str]]:
         rates = {
             path: f"{multiplier:.4g}" if multiplier else "frozen"
             for path, multiplier in self.multipliers.items()
         }
-        return [*super()._summary_columns(), rates]
+        return {**super()._summary_columns(), "rate": rates}
 
     def _trained(self, values: Sequence[Any], variables: Sequence[Variable]) -> list[Any]:
         """The values of the variables that are not frozen; Keras refuses unknown ones."""

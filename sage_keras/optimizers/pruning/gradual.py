@@ -475,11 +475,11 @@ class GradualPruning(SensitivityAverage):
         sizes = [math.prod(variable.shape) for variable in self.pruned_variables]
         return 1.0 - sum(self.kept_counts()) / sum(sizes) if sizes else 0.0
 
-    def mask(self, variable: Variable) -> Tensor:
+    def mask(self, variable: Variable | str) -> Tensor:
         """Which weights of a variable are kept.
 
         Args:
-            variable: A variable that this optimizer prunes.
+            variable: A variable that this optimizer prunes, or the path of one.
 
         Returns:
             Boolean tensor of the variable's shape.
@@ -492,7 +492,7 @@ class GradualPruning(SensitivityAverage):
         if not self._pruned[index]:
             raise ValueError(
                 f"Argument `variable` must be one that this optimizer {instead}. "
-                f"Received: variable={variable_path(variable)}"
+                f"Received: variable={self._names.trained[index]}"
             )
         return ops.copy(self._pruning_mask(index))  # the slot's own is gone after a step on JAX
 
@@ -524,12 +524,11 @@ class GradualPruning(SensitivityAverage):
             phrase += f", sparsity {self.sparsity:.3g}"
         return [phrase, *super()._phrases()]
 
-    def _summary_columns(self) -> list[dict[str, str]]:
+    def _summary_columns(self) -> dict[str, dict[str, str]]:
         pruned = [path for path, yes in zip(self._names.trained, self._pruned) if yes]
         sizes = [math.prod(variable.shape) for variable in self.pruned_variables]
-        column = dict.fromkeys(self._names.trained, "plain")
-        column |= {
-            path: f"pruned {1 - kept / size:.3g}"
+        column = {
+            path: f"{1 - kept / size:.3g}"
             for path, kept, size in zip(pruned, self.kept_counts(), sizes)
         }
-        return [column, *super()._summary_columns()]
+        return {"sparsity": column, **super()._summary_columns()}

@@ -101,9 +101,9 @@ class KeepZeros(VariableChoice):
         counts = f"{sum(self._keeps_zeros)} of {len(self._keeps_zeros)}"
         return [f"keeps the zeros of {counts} variables", *super()._phrases()]
 
-    def _summary_columns(self) -> list[dict[str, str]]:
+    def _summary_columns(self) -> dict[str, dict[str, str]]:
         marks = {
-            path: "keeps zeros" if keeps else "plain"
+            path: "yes" if keeps else "no"
             for path, keeps in zip(self._names.trained, self._keeps_zeros)
         }
-        return [marks, *super()._summary_columns()]
+        return {"keeps zeros": marks, **super()._summary_columns()}

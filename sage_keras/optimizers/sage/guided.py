@@ -234,25 +234,27 @@ class SensitivityGuided(SensitivityAverage):
         named = zip(self._names.trained, self._sensitivities)
         return {name: slot for name, slot in named if slot is not None}
 
-    def sensitivity(self, variable: Variable) -> Tensor:
+    def sensitivity(self, variable: Variable | str) -> Tensor:
         """The bias-corrected moving average of a variable's sensitivity.
 
         It is corrected whatever `bias_correction` says, so that values of different steps and
         optimizers compare. Zeros before the first step.
 
         Args:
-            variable: A guided variable of this optimizer.
+            variable: A guided variable of this optimizer, or the path of one, such as
+                `"model/dense/kernel"`.
 
         Returns:
             A tensor of the variable's shape, float32 or float64.
 
         Raises:
-            ValueError: If the optimizer is not built or does not guide this variable.
+            ValueError: If the optimizer is not built or does not guide this variable, or if
+                several variables have this path.
         """
         instead = "guides: build it, then pass a variable that `optimizer.sensitivities` names"
         index = self._index_of_chosen(variable, instead)
         slot = self._sensitivities[index]
-        dtype = measure.compute_dtype(variable.dtype)
+        dtype = measure.compute_dtype(self._trainable_variables[index].dtype)
         step = ops.maximum(ops.cast(self.iterations, dtype), 1)
         return measure.bias_corrected(ops.cast(slot, dtype), self.beta_3, step)
 
@@ -260,8 +262,8 @@ class SensitivityGuided(SensitivityAverage):
         guided = f"guides {sum(self._chosen)} of {len(self._chosen)} variables"
         return [guided, *super()._phrases()]
 
-    def _summary_columns(self) -> list[dict[str, str]]:
-        return [self._chosen_marks("guided"), *super()._summary_columns()]
+    def _summary_columns(self) -> dict[str, dict[str, str]]:
+        return {"guided": self._chosen_marks(), **super()._summary_columns()}
 
     def _warn_of_half_precision(self, variables: list[Variable]) -> None:
         names = {keras.backend.standardize_dtype(variable.dtype) for variable in variables}

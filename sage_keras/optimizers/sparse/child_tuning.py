@@ -149,8 +149,8 @@ class ChildTuning(VariableChoice):
         children = f"trains a child of {sum(self._chosen)} of {len(self._chosen)} variables"
         return [children, *super()._phrases()]
 
-    def _summary_columns(self) -> list[dict[str, str]]:
-        return [self._chosen_marks("child"), *super()._summary_columns()]
+    def _summary_columns(self) -> dict[str, dict[str, str]]:
+        return {"child": self._chosen_marks(), **super()._summary_columns()}
 
 
 class _Child:

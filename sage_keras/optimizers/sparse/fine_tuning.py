@@ -485,9 +485,9 @@ class SparseFineTuning(VariableChoice):
         trained = f"trains {sum(chosen):,} weights of {len(chosen)} variables"
         return [trained, *super()._phrases()]
 
-    def _summary_columns(self) -> list[dict[str, str]]:
-        counts = {path: f"{one.shape[0]} weights" for path, one in self.chosen_positions.items()}
-        return [counts, *super()._summary_columns()]
+    def _summary_columns(self) -> dict[str, dict[str, str]]:
+        counts = {path: f"{one.shape[0]:,}" for path, one in self.chosen_positions.items()}
+        return {"trained": counts, **super()._summary_columns()}
 
 
 class _Sparse:
