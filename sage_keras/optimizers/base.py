@@ -174,10 +174,7 @@ class OptimizerMixin(_Optimizer):
         """Updates the variables, or leaves all as it was where a gradient is not finite."""
         if len(grads) == 0:
             return
-        check_strategy(self)
-        if not self.built and trainable_variables is not None:
-            with keras.name_scope(self.name):
-                self.build(list(trainable_variables))
+        self._build_at_first_step(trainable_variables)
         grads, trainable_variables = self._without_frozen(grads, trainable_variables)
         gradients = [gradient for gradient in grads if gradient is not None]
         if self.on_nonfinite == "propagate" or not gradients:
@@ -190,6 +187,12 @@ class OptimizerMixin(_Optimizer):
             return None
         self._step_if(finite, lambda: self._step(grads, trainable_variables))
         self._skipped.assign_add(ops.cast(ops.logical_not(finite), self._skipped.dtype))
+
+    def _build_at_first_step(self, variables: Sequence[Variable] | None) -> None:
+        check_strategy(self)
+        if not self.built and variables is not None:
+            with keras.name_scope(self.name):
+                self.build(list(variables))
 
     def _step_if(self, condition: Tensor, step: Callable[[], None]) -> None:
         """Makes a step, and takes it back unless a condition holds that is not known yet."""

@@ -396,6 +396,17 @@ def test_fit_saves_loads_and_goes_on(tmp_path):
     assert changed == [6, 6, 3, 2]
 
 
+def test_an_optimizer_that_fit_builds_trains_what_it_chose():
+    """On TensorFlow it is built while the first step is traced, when it still chooses."""
+    model = network(SparseAdamW(0.1, fraction=0.2, selection_steps=2, include=["kernel"]))
+    model.run_eagerly = False
+    before = model.get_weights()
+    fitted(model)
+    changed = [int(np.sum(a != b)) for a, b in zip(before, model.get_weights())]
+    assert changed == [6, 6, 3, 2]
+    assert int(model.optimizer.iterations) == 4
+
+
 def test_it_prints_what_it_trains(capsys):
     optimizer = SparseAdamW(fraction=0.25, scores="magnitude", seed=0, exclude=["weight_3"])
     optimizer.build(variables())

@@ -33,7 +33,7 @@ _LONGEST_SELECTION = 2**30
 
 
 class SparseFineTuning(VariableChoice):
-    """Mixin that trains a small share of the weights, and keeps the state of those only.
+    """Mixin that trains a small part of the weights, and keeps the state of those only.
 
     Put it first in the list of bases. Of each variable the share `fraction` of the weights is
     chosen once, and no other weight changes in any bit. The base keeps its state for these
@@ -68,8 +68,8 @@ class SparseFineTuning(VariableChoice):
     - `keras.callbacks.SwapEMAWeights` does not reach the model's variables. `use_ema` works, and
       at the end of `fit` the averages are in the model.
     - Under `tf.distribute` the gradients of the first replica choose.
-    - `on_nonfinite="skip"` looks at all gradients of a variable of which a share trains. A step
-      that is skipped chooses nothing, and is none of the `selection_steps`.
+    - `on_nonfinite="skip"` looks at the gradients of all weights of a variable, those that do not
+      train too. A step that is skipped chooses nothing, and is none of the `selection_steps`.
     - Fewer weights need larger steps: try higher learning rates than for full fine-tuning, as
       with LoRA.
 
@@ -300,9 +300,11 @@ class SparseFineTuning(VariableChoice):
         self, grads: Sequence[Tensor], trainable_variables: Sequence[Variable] | None = None
     ) -> None:
         """Updates the chosen weights, or chooses them."""
-        selecting = self._selecting()  # as it is before the step counts
+        if len(grads) > 0:
+            self._build_at_first_step(trainable_variables)
+        selecting = self._selecting() if self.built else None  # before the step counts
         super().apply(grads, trainable_variables)
-        if self.built and len(grads) > 0:
+        if selecting is not None and len(grads) > 0:
             self._put_back(selecting)
 
     def stateless_apply(
@@ -368,8 +370,6 @@ class SparseFineTuning(VariableChoice):
         self._steps_left.assign(ops.maximum(self._steps_left - 1, 0))
 
     def _selecting(self) -> Tensor:
-        if not self.built:
-            return ops.convert_to_tensor(self._by_gradients)
         return ops.greater(self._steps_left, 0)
 
     def _select(self, grads: Sequence[Tensor], variables: Sequence[Variable]) -> None:
@@ -535,7 +535,7 @@ def _check(variable: Variable) -> None:
 
 @keras.saving.register_keras_serializable(package="sage_keras")
 class SparseAdamW(SparseFineTuning, keras.optimizers.AdamW):
-    """AdamW that trains a small share of the weights, and keeps the state of those only.
+    """AdamW that trains a small part of the weights, and keeps the state of those only.
 
     `SparseFineTuning` tells how they are chosen.
 
