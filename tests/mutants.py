@@ -499,8 +499,8 @@ MUTANTS = [
     Mutant(
         "of two reports of one step both are read",
         "log/reading.py",
-        "report[log_format.STEP] < latest[-1][log_format.STEP]",
-        "report[log_format.STEP] <= latest[-1][log_format.STEP]",
+        "_place(line) < _place(latest[-1])",
+        "_place(line) <= _place(latest[-1])",
         "log/test_reading.py",
     ),
     Mutant(
