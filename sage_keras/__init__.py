@@ -22,7 +22,8 @@ from sage_keras.optimizers.sage.guided import SensitivityGuided, guided_optimize
 from sage_keras.optimizers.sage.sage import Sage, SageAdam, SageAdamax, SageSGD
 from sage_keras.optimizers.saved_state import check_state_tree
 from sage_keras.optimizers.sparse.child_tuning import ChildTuning, ChildTuningAdamW
-from sage_keras.optimizers.sparse.fine_tuning import SparseAdamW, SparseFineTuning
+from sage_keras.optimizers.sparse.fine_tuning import SparseFineTuning
+from sage_keras.optimizers.sparse.sparse_adamw import SparseAdamW
 
 if TYPE_CHECKING:
     from sage_keras import analysis as analysis

@@ -340,9 +340,9 @@ MUTANTS = [
     ),
     Mutant(
         "the last update is left out where it is not a multiple",
-        "optimizers/pruning/gradual.py",
-        "ops.logical_or(regular, last)",
-        "regular",
+        "optimizers/pruning/schedule.py",
+        "return ops.logical_or(regular, ops.equal(iterations, end))",
+        "return regular",
         "optimizers/test_pruning.py",
     ),
     Mutant(

@@ -150,19 +150,12 @@ def whisper():
     return keras.Model(backbone.input, outputs), inputs, np.roll(TOKENS, -1, axis=1)
 
 
-LARGE = (roberta, distil_bert, bart, vit, clip, whisper)
+SLOW = (deberta_v3, gpt2, gemma, roberta, distil_bert, bart, vit, clip, whisper)
 
 
 @pytest.mark.parametrize(
     "make",
-    [
-        bert,
-        deberta_v3,
-        gpt2,
-        gemma,
-        resnet,
-        *(pytest.param(one, marks=pytest.mark.extended) for one in LARGE),
-    ],
+    [bert, resnet, *(pytest.param(one, marks=pytest.mark.extended) for one in SLOW)],
 )
 def test_model_trains_for_twenty_steps(make):
     keras.utils.set_random_seed(0)

@@ -493,6 +493,7 @@ def run(code):
 
 
 @pytest.mark.extended
+@pytest.mark.skipif(BACKEND != "torch", reason="how a log is written is the same on all backends")
 def test_a_killed_run_leaves_logs_that_read_back(tmp_path):
     """Of two loggers, with every scalar and histogram. Nor did they need TensorFlow."""
     killed = run(f"""
@@ -519,7 +520,7 @@ def test_a_killed_run_leaves_logs_that_read_back(tmp_path):
         model.fit(x, x[:, :1], batch_size=4, callbacks=[*loggers, Kill()], verbose=0)
     """)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert killed.stdout.split() == [b"True" if BACKEND == "tensorflow" else b"False"]
+    assert killed.stdout.split() == [b"False"]
     log = read_log(tmp_path)
     assert log.steps.tolist() == [2, 4, 6]
     dps_log = read_dps_log(tmp_path)

@@ -4,6 +4,7 @@ import pytest
 from distribution import processes
 
 
+@pytest.mark.extended
 @pytest.mark.backend_agnostic
 def test_a_worker_that_fails_ends_its_peer_and_both_are_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "FOLDER", tmp_path)

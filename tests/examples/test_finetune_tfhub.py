@@ -19,6 +19,7 @@ tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="the exampl
 
 
 @tensorflow_only
+@pytest.mark.extended
 def test_tiny_module_is_trained_and_saved(tmp_path, tiny_text, capsys):
     arguments = ["--train-size", "64", "--validation-size", "16", "--epochs", "3"]
     arguments += ["--batch-size", "8", "--sequence-length", "8", "--learning-rate", "1e-2"]

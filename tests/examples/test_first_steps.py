@@ -26,6 +26,7 @@ from example_runs import first_step, tiny_sentences, uncompiled
 from sage_keras import compression
 from sage_keras.callbacks import PruneNeurons
 
+pytestmark = pytest.mark.extended
 STEPS = ["--epochs", "1", "--batch-size", "8"]
 SIZES = ["--train-size", "16", "--validation-size", "8", "--sequence-length", "8"]
 

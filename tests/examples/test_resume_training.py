@@ -48,6 +48,7 @@ def test_a_run_killed_twice_while_it_saves_ends_as_one_never_killed(tmp_path):
     assert_equal(job.output, tmp_path / "reference")
 
 
+@pytest.mark.extended
 def test_the_comparison_sees_one_bit_and_one_report(reference, tmp_path):
     import h5py
 
@@ -116,6 +117,7 @@ def break_epoch(folder):
     (folder / "training_metadata.json").write_text("")
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("break_it", "start"),
     [
@@ -136,6 +138,7 @@ def test_backup_bears_all_that_a_kill_can_leave(
     assert_equal(tmp_path, reference)
 
 
+@pytest.mark.extended
 def test_a_finished_run_is_left_alone(reference):
     before = crashes.read_state(reference / "final.weights.h5")
     train(reference)

@@ -68,7 +68,8 @@ def losses(name, policy):
         return history["loss"], model.optimizer
 
 
-@pytest.mark.parametrize("name", ["Sage", pytest.param("DPSMix", marks=pytest.mark.extended)])
+@pytest.mark.extended
+@pytest.mark.parametrize("name", ["Sage", "DPSMix"])
 def test_losses_of_200_steps_are_those_of_float32(name):
     expected, _ = losses(name, "float32")
     assert expected[-1] < 0.85 * expected[0]

@@ -299,7 +299,13 @@ def saved(optimizer):
     return store
 
 
-@pytest.mark.parametrize("mode", sorted({"eager", COMPILED}))
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param(one, marks=[] if one == "eager" else pytest.mark.extended)
+        for one in sorted({"eager", COMPILED})
+    ],
+)
 @pytest.mark.parametrize("stop", [2, 5], ids=["while it selects", "while it trains"])
 def test_stopped_and_resumed_it_equals_a_run_that_was_not(mode, stop):
     def make():

@@ -18,7 +18,6 @@ from sage_keras.paths import variable_path
 
 _SCOPES = ("global", "variable")
 _LARGEST_BETA_4 = 0.999
-_MOST_STEPS = 2**31 - 1  # iterations may be counted in int32
 
 
 class GradualPruning(SensitivityAverage):
@@ -198,36 +197,9 @@ class GradualPruning(SensitivityAverage):
     ) -> None:
         self.begin = arguments.number("begin", begin, 0.0, 1.0, "0.1", low_included=True)
         self.end = arguments.number("end", end, self.begin, 1.0, "0.7", high_included=True)
-        given = begin_step is not None and end_step is not None
-        none = begin_step is None and end_step is None
-        if not (none if total_steps is not None else given):
-            raise ValueError(
-                "Pass either `total_steps`, the number of updates of the whole training (such as "
-                "epochs * steps per epoch), or both of `begin_step` and `end_step`. Received: "
-                f"total_steps={total_steps!r}, begin_step={begin_step!r}, end_step={end_step!r}"
-            )
-        self.total_steps = None
-        if total_steps is None:
-            self.begin_step = arguments.integer("begin_step", begin_step, low=0, example=100)
-            self.end_step = arguments.integer(
-                "end_step",
-                end_step,
-                low=self.begin_step + 1,
-                example=self.begin_step + 1000,
-                high=_MOST_STEPS,
-            )
-            return
-        self.total_steps = arguments.integer(
-            "total_steps", total_steps, low=1, example=1000, high=_MOST_STEPS
-        )
-        self.begin_step = schedule.share_of_steps(self.total_steps, self.begin)
-        self.end_step = schedule.share_of_steps(self.total_steps, self.end)
-        if self.end_step <= self.begin_step:
-            raise ValueError(
-                "Arguments `total_steps`, `begin` and `end` leave no step to prune at: there must "
-                "be one between their products. Raise `total_steps`, or pass `begin_step` and "
-                f"`end_step`. Received: total_steps={total_steps!r}, begin={begin!r}, end={end!r}"
-            )
+        steps = schedule.begin_and_end(total_steps, self.begin, self.end, begin_step, end_step)
+        self.total_steps = None if total_steps is None else int(total_steps)
+        self.begin_step, self.end_step = steps
 
     # Building.
 
@@ -357,7 +329,7 @@ class GradualPruning(SensitivityAverage):
     def _end_step(self, updated: Tensor) -> None:
         """Takes new masks if they are due, and zeroes what they leave out."""
         super()._end_step(updated)
-        due = ops.logical_and(updated, self._is_due())
+        due = ops.logical_and(updated, schedule.is_due(self.iterations, *self._steps()))
         indices = self._indices()
         masks = [self._pruning_mask(index) for index in indices]
         # The model's variables, and the averages of EMA that take their place.
@@ -403,15 +375,8 @@ class GradualPruning(SensitivityAverage):
         never = ops.equal(first, float("-inf"))
         return ops.logical_and(due, ops.logical_not(never))
 
-    def _is_due(self) -> Tensor:
-        """Whether masks are taken at the end of the step that `iterations` counts last."""
-        past = ops.subtract(self.iterations, self.begin_step)
-        last = ops.equal(self.iterations, self.end_step)
-        regular = ops.logical_and(
-            ops.logical_and(ops.greater(past, 0), ops.less(self.iterations, self.end_step)),
-            ops.equal(ops.mod(past, self.update_freq), 0),
-        )
-        return ops.logical_or(regular, last)
+    def _steps(self) -> tuple[int, int, int]:
+        return self.begin_step, self.end_step, self.update_freq
 
     def _take_masks(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """The masks of the highest scores, as many as the schedule keeps."""
@@ -432,12 +397,7 @@ class GradualPruning(SensitivityAverage):
         ]
 
     def _kept_count(self, size: int) -> Tensor:
-        steps = (self.begin_step, self.end_step, self.update_freq)
-        counts = size - schedule.pruned_counts(size, self.final_sparsity, *steps)
-        past = ops.subtract(self.iterations, self.begin_step)
-        update = ops.floor_divide(ops.add(past, self.update_freq - 1), self.update_freq)
-        update = ops.clip(ops.cast(update, "int32"), 1, len(counts))
-        return ops.take(ops.convert_to_tensor(counts, "int32"), ops.subtract(update, 1))
+        return schedule.kept_count(size, self.final_sparsity, self.iterations, *self._steps())
 
     def _score(self, index: int, weight: Tensor) -> Tensor:
         """The scores of a pruned variable's weights, as float32."""

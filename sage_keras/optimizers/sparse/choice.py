@@ -1,4 +1,4 @@
-"""Which weights train: what follows from scores that are passed, in NumPy.
+"""Which weights train: from scores that are passed, in NumPy, and from those of a step, in tensors.
 
 Of equal scores those that come first are taken: in the order of the variables, and within a
 variable row by row.
@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from keras import ops
 
 from sage_keras import arguments
-from sage_keras.annotations import Arrays
+from sage_keras.annotations import Arrays, Tensor
+from sage_keras.backend import positions_of
 from sage_keras.scores import WITHOUT_DATA, to_numpy
-from sage_keras.thresholds import largest_of_arrays
+from sage_keras.thresholds import largest, largest_of_arrays
 
 BY_GRADIENTS = ("gradient", "sensitivity")
 NAMES = (*BY_GRADIENTS, *WITHOUT_DATA)
@@ -108,6 +110,19 @@ def best(scores: Sequence[np.ndarray], fraction: float, scope: str) -> list[np.n
         size = sum(one.size for one in pool)
         masks += largest_of_arrays(pool, count(size, fraction))
     return [np.flatnonzero(mask) for mask in masks]
+
+
+def best_of(scores: Tensor, count: int) -> Tensor:
+    """The positions of the `count` largest of a tensor's scores, in ascending order."""
+    (mask,) = largest([ops.cast(scores, "float32")], count)
+    return positions_of(mask, count)
+
+
+def with_values(tensor: Tensor, positions: Tensor, values: Tensor) -> Tensor:
+    """A tensor with other values at some positions, row by row."""
+    indices = ops.stack(ops.unravel_index(positions, (math.prod(tensor.shape),)), axis=-1)
+    flat = ops.scatter_update(ops.reshape(tensor, (-1,)), indices, values)
+    return ops.reshape(flat, tensor.shape)
 
 
 def _finite(path: Any, scores: Any) -> np.ndarray:

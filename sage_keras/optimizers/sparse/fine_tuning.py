@@ -1,4 +1,4 @@
-"""The mixin that trains a few chosen weights only, and AdamW with it."""
+"""The mixin that trains a few chosen weights only."""
 
 import math
 import random
@@ -11,13 +11,12 @@ from keras import ops
 
 from sage_keras import arguments
 from sage_keras import scores as scores_of
-from sage_keras.annotations import LearningRate, Patterns, Tensor, Variable
+from sage_keras.annotations import Tensor, Variable
 from sage_keras.backend import (
     cond,
     is_concrete,
     on_device_of,
     outside_of_graphs,
-    positions_of,
     put_at,
     slot_layout,
     take_at,
@@ -27,7 +26,7 @@ from sage_keras.optimizers.base import VariableChoice
 from sage_keras.optimizers.sparse import choice
 from sage_keras.paths import unique_paths, variable_path
 from sage_keras.sensitivity import compute_dtype
-from sage_keras.thresholds import MOST_SCORES, largest
+from sage_keras.thresholds import MOST_SCORES
 
 _LONGEST_SELECTION = 2**30
 
@@ -287,7 +286,7 @@ class SparseFineTuning(VariableChoice):
                 score = scores_of.magnitude(ops.convert_to_tensor(variable))
             else:
                 score = scores_of.random(self.seed or 0, index, tuple(variable.shape))
-            return _best(score, count)
+            return choice.best_of(score, count)
 
     def _var_key(self, variable: Variable) -> Any:
         # A vector of chosen weights is known by its variable's key, whoever looks for which.
@@ -391,8 +390,8 @@ class SparseFineTuning(VariableChoice):
                 score = self._score(gradient, variable)
                 old = ops.convert_to_tensor(positions)
                 known = ops.maximum(take_at(score, old), ops.cast(best, "float32"))
-                score = _with(score, old, known)
-                new = _best(score, old.shape[0])
+                score = choice.with_values(score, old, known)
+                new = choice.best_of(score, old.shape[0])
                 found += [new, ops.cast(take_at(score, new), best.dtype)]
             return found
 
@@ -505,19 +504,6 @@ class _Sparse:
         self.keys: dict[Any, Any] = {}  # of a vector of chosen weights: that of its variable
 
 
-def _best(scores: Tensor, count: int) -> Tensor:
-    """The positions of the `count` largest scores."""
-    (mask,) = largest([ops.cast(scores, "float32")], count)
-    return positions_of(mask, count)
-
-
-def _with(tensor: Tensor, positions: Tensor, values: Tensor) -> Tensor:
-    """A tensor with other values at some positions."""
-    indices = ops.stack(ops.unravel_index(positions, (math.prod(tensor.shape),)), axis=-1)
-    flat = ops.scatter_update(ops.reshape(tensor, (-1,)), indices, values)
-    return ops.reshape(flat, tensor.shape)
-
-
 def _check(variable: Variable) -> None:
     """Refuses a variable of which no share can train."""
     if getattr(variable, "constraint", None) is not None:
@@ -531,77 +517,3 @@ def _check(variable: Variable) -> None:
             f"The variable {variable_path(variable)!r} has the shape {tuple(variable.shape)}; one "
             f"that trains in part has {MOST_SCORES} weights at most. Leave it out with `exclude`."
         )
-
-
-@keras.saving.register_keras_serializable(package="sage_keras")
-class SparseAdamW(SparseFineTuning, keras.optimizers.AdamW):
-    """AdamW that trains a small part of the weights, and keeps the state of those only.
-
-    `SparseFineTuning` tells how they are chosen.
-
-    Args:
-        learning_rate: A float, a `keras.optimizers.schedules.LearningRateSchedule`, or a callable
-            that takes no arguments and returns the value to use. Defaults to `0.001`.
-        weight_decay: Float, the decoupled weight decay of the chosen weights. Defaults to `0.004`.
-        fraction: Float above 0 and at most 1, the share of the weights that trains. Defaults to
-            `0.05`.
-        scores: `"gradient"`, `"sensitivity"`, `"magnitude"`, `"random"`, or a dict of variable
-            path to array. Defaults to `"gradient"`.
-        scope: `"variable"` or `"global"`. Defaults to `"variable"`.
-        rest: `"train"` or `"freeze"`, what becomes of variables that are left out. Defaults to
-            `"train"`.
-        selection_steps: Integer, at least 1, the number of steps whose gradients choose. Defaults
-            to `10`.
-        seed: Integer, that a random choice follows from. Defaults to `None`, a random one.
-        include: `None`, or a list of regular expressions that are searched in `variable.path`.
-            Defaults to `None`, every variable.
-        exclude: `None`, or a list of regular expressions. Defaults to `None`.
-        **kwargs: The other arguments of `keras.optimizers.AdamW`: `beta_1`, `beta_2`, `epsilon`,
-            `amsgrad`, `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
-            `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, `name`.
-
-    Example:
-
-    >>> import keras
-    >>> from sage_keras import SparseAdamW
-    >>> kernel = keras.Variable([1.0, 1.0, 1.0, 1.0], name="kernel")
-    >>> optimizer = SparseAdamW(0.5, fraction=0.25, selection_steps=1, weight_decay=0.0)
-    >>> for step in range(2):  # one step to choose, one to train
-    ...     optimizer.apply([keras.ops.array([1.0, 0.0, -4.0, 2.0])], [kernel])
-    >>> [round(weight, 3) for weight in keras.ops.convert_to_numpy(kernel).tolist()]
-    [1.0, 1.0, 1.5, 1.0]
-
-    Reference:
-        - [Song et al., 2023](https://arxiv.org/abs/2312.11875) (SIFT)
-    """
-
-    def __init__(
-        self,
-        learning_rate: LearningRate = 0.001,
-        weight_decay: float = 0.004,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-7,
-        amsgrad: bool = False,
-        clipnorm: float | None = None,
-        clipvalue: float | None = None,
-        global_clipnorm: float | None = None,
-        use_ema: bool = False,
-        ema_momentum: float = 0.99,
-        ema_overwrite_frequency: int | None = None,
-        loss_scale_factor: float | None = None,
-        gradient_accumulation_steps: int | None = None,
-        name: str | None = None,
-        *,
-        fraction: float = 0.05,
-        scores: Any = "gradient",
-        scope: str = "variable",
-        rest: str = "train",
-        selection_steps: int = 10,
-        seed: int | None = None,
-        include: Patterns = None,
-        exclude: Patterns = None,
-        on_nonfinite: str = "propagate",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**arguments.passed(locals()))
