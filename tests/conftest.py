@@ -1,7 +1,6 @@
 import gc
 import os
 
-import pytest
 from hypothesis import settings
 
 # A worker for each core, and a thread for each worker: at more, torch's wait for one another on
@@ -43,19 +42,3 @@ def pytest_ignore_collect(collection_path):
     if collection_path.suffix == ".py" and not collection_path.name.startswith("test_"):
         return True
     return None  # others may still ignore it
-
-
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """Has JAX compile with few optimizations, where a test is not about what it makes of a step."""
-    import keras
-
-    if keras.backend.backend() != "jax":
-        yield
-        return
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()  # what comes after is compiled as usual

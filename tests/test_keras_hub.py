@@ -9,7 +9,6 @@ from modes import BACKEND, to_numpy
 
 from sage_keras import Sage
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 STEPS, BATCH, LENGTH, WORDS = 20, 2, 6, 16
 ROWS = STEPS * BATCH
 TEXT = {

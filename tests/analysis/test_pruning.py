@@ -258,7 +258,7 @@ print(kernel.value.sharding.is_equivalent_to(sharding, 2), *sharding.spec)
 
 @pytest.mark.skipif(BACKEND != "jax", reason="only JAX shards by layout")
 def test_weights_stay_sharded():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
     run = subprocess.run(
         [sys.executable, "-c", SHARDED], capture_output=True, text=True, env=environment
     )

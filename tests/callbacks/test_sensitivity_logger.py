@@ -559,7 +559,7 @@ TWO_DEVICES = {
     """,
     "jax": """
         import os
-        os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+        os.environ["JAX_NUM_CPU_DEVICES"] = "2"
         import keras
         assert len(keras.distribution.list_devices()) == 2
         strategy = keras.distribution.DataParallel()

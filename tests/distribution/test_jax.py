@@ -1,7 +1,5 @@
 """JAX on eight devices, and in two processes."""
 
-import os
-
 import pytest
 from distribution import jobs
 from distribution.processes import free_address, load, run_tests, run_workers
@@ -17,8 +15,7 @@ pytestmark = [
 
 
 def test_on_eight_devices():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    run_tests("jax_on_eight_devices.py", XLA_FLAGS=flags)
+    run_tests("jax_on_eight_devices.py", JAX_NUM_CPU_DEVICES="8")
 
 
 def test_two_processes_train_as_one(tmp_path):

@@ -20,10 +20,11 @@ RUNS = [(3e-2, 1), (6e-2, 1), (3e-2, 2)]
 def test_runs_at_once_are_the_runs_one_by_one(name, monkeypatch):
     from evidence.at_once import Batch
 
-    # The tiny model has no Transformer's names.
     arm = ARM[name]
     if name == "DPSDense":
-        arm = dataclasses.replace(arm, arguments=lambda total, warmup: {"stage_steps": 4})
+        # The gradients of two logits differ in their sign alone: rounding would choose among them.
+        arguments = {"stage_steps": 4, "exclude": ["logits"]}
+        arm = dataclasses.replace(arm, arguments=lambda total, warmup: arguments)
     monkeypatch.setattr(training, "VALIDATION_BATCH_SIZE", 32)
     monkeypatch.setattr("evidence.at_once.VALIDATION_BATCH_SIZE", 32)
     found = Batch(TASK, load(), arm, count=4).run(RUNS)

@@ -54,8 +54,3 @@ def tiny_text(tiny_preset, monkeypatch):
         return example
 
     return use_in
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly(quick_compilation):
-    """All examples: JAX compiles these small models for seconds, and runs them for none."""
