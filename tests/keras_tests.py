@@ -18,10 +18,12 @@ import subprocess
 import sys
 import tempfile
 import types
+from importlib.util import find_spec
 
 FOLDERS = ("trainers", "callbacks", "saving", "models", "layers")
 # What trains or saves: the others never see an optimizer.
 CONCERNED = re.compile(r"optimizer|compile\(|run_layer_test")
+IMPORTED = re.compile(r"^(?:import|from) (\w+)", re.MULTILINE)
 SWAP, RESULTS = "SAGE_KERAS_SWAP", "SAGE_KERAS_RESULTS"
 ALL_PASSED, SOME_FAILED = 0, 1  # pytest's exit statuses
 # What is not the same with the exchange, and is not to be.
@@ -86,6 +88,17 @@ def _without_guiding(self, *args, **kwargs):
     super(type(self), self).__init__(*args, **{"guide": False, **kwargs})
 
 
+def parted(files):
+    """Those that can be imported, and the others with the package that they lack."""
+    left_out = []
+    for path in files:
+        packages = IMPORTED.findall(path.read_text(encoding="utf-8"))
+        lacking = [one for one in packages if one != "conftest" and not find_spec(one)]
+        left_out += [(path, one) for one in lacking[:1]]
+    without = {path for path, _ in left_out}
+    return [path for path in files if path not in without], left_out
+
+
 def run(files, swapped):
     """The outcome of each test by its name, from a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
@@ -119,6 +132,7 @@ def main(wanted):
         path = root / one
         files += [path] if path.is_file() else sorted(path.rglob("*_test.py"))
     files = [path for path in files if CONCERNED.search(path.read_text(encoding="utf-8"))]
+    files, left_out = parted(files)
     plain, _ = run(files, swapped=False)
     swapped, output = run(files, swapped=True)
 
@@ -127,6 +141,8 @@ def main(wanted):
     for file in counts[0]:
         print(f"{counts[0][file]:5} {counts[1][file]:5}  {file}")
     print(f"{counts[0].total():5} {counts[1].total():5}  in all")
+    for path, package in left_out:
+        print(f"not run, since {package} is not installed: {path.relative_to(root)}")
     failed = [
         name
         for name, outcome in plain.items()

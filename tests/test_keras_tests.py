@@ -1,4 +1,4 @@
-"""The command that runs Keras's own tests: what it cannot import it does not pass over."""
+"""The command that runs Keras's own tests: what it cannot import it does not pass over in silence."""
 
 import pytest
 
@@ -31,3 +31,4 @@ def test_outcomes_by_name_and_a_file_that_cannot_be_imported(tmp_path):
     bad.write_text("import a_module_that_is_nowhere\n")
     with pytest.raises(SystemExit, match="a_module_that_is_nowhere"):
         command.run([good, bad], swapped=False)
+    assert command.parted([good, bad]) == ([good], [(bad, "a_module_that_is_nowhere")])

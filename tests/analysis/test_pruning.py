@@ -134,9 +134,10 @@ def test_count_is_exact(fraction, size, count):
 def test_scores_in_double_precision_are_told_apart():
     dense = keras.layers.Dense(2, use_bias=False, kernel_initializer="ones", name="dense")
     model = keras.Sequential([keras.Input((1,)), dense], name="net")
-    scores = {"net/dense/kernel": np.array([[1.0 + 2.0**-40, 1.0]])}  # in float32 equal
+    scores = {"net/dense/kernel": np.array([[1.0, 1.0 + 2.0**-40]])}
+    # In float32 they are equal, and of equal ones the first would stay.
     with pruned(model, scores, 0.5):
-        assert model.get_weights()[0].tolist() == [[1.0, 0.0]]
+        assert model.get_weights()[0].tolist() == [[0.0, 1.0]]
     # And they stay so beside scores of half the precision.
     with_bias = keras.Sequential(
         [keras.Input((1,)), keras.layers.Dense(2, name="dense")], name="net"
@@ -144,7 +145,7 @@ def test_scores_in_double_precision_are_told_apart():
     with_bias.set_weights([np.ones((1, 2)), np.ones(2)])
     scores["net/dense/bias"] = np.array([2.0, 2.0], "float32")
     with pruned(with_bias, scores, 0.25):
-        assert with_bias.get_weights()[0].tolist() == [[1.0, 0.0]]
+        assert with_bias.get_weights()[0].tolist() == [[0.0, 1.0]]
 
 
 def test_a_layer_is_all_of_its_named_variables():
