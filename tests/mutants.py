@@ -19,7 +19,9 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).parents[1]
-TESTS_FAILED, NOTHING_FAILED = 1, 0  # pytest's exit statuses
+# pytest's exit statuses. With more than one worker the first failure interrupts the others.
+NOTHING_FAILED, TESTS_FAILED, INTERRUPTED = 0, 1, 2
+FAILURE = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -673,9 +675,12 @@ def run_tests(folder, tests, *options, backend=None):
         stderr=subprocess.STDOUT,
         text=True,
     )
-    if run.returncode not in (NOTHING_FAILED, TESTS_FAILED):
-        raise RuntimeError(f"pytest could not run, status {run.returncode}:\n{run.stdout}")
-    return run.returncode, run.stdout
+    status = run.returncode
+    if status == INTERRUPTED and FAILURE.search(run.stdout):
+        status = TESTS_FAILED
+    if status not in (NOTHING_FAILED, TESTS_FAILED):
+        raise RuntimeError(f"pytest could not run, status {status}:\n{run.stdout}")
+    return status, run.stdout
 
 
 def copy_repository(folder):
@@ -709,7 +714,7 @@ def try_mutant(mutant):
             options = ["-n", "0"] if tests else []
             status, printed = run_tests(folder, tests, *options, backend=mutant.backend)
             if status == TESTS_FAILED:
-                return re.search(r"^(?:FAILED|ERROR) (\S+)", printed, re.MULTILINE)[1]
+                return FAILURE.search(printed)[1]
     return None
 
 

@@ -1,4 +1,4 @@
-"""The command that runs Keras's own tests: what it cannot import it does not pass over in silence."""
+"""The command that runs Keras's own tests: what it cannot import it names."""
 
 import pytest
 

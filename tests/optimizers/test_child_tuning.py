@@ -7,7 +7,7 @@ import twin
 from bases import plain
 from modes import BACKEND, Runner, to_numpy
 
-from sage_keras import BIASES_AND_HEAD, ChildTuningAdamW, LayerwiseAdamW
+from sage_keras import BIASES_AND_HEAD, ChildTuning, ChildTuningAdamW, LayerwiseAdamW
 from sage_keras.random_bits import chosen, random_bits
 
 RATE = float(np.float32(1e-2))
@@ -69,6 +69,19 @@ def test_follows_the_twin(what, mode):
     for weight, one in zip(runner.weights(), twins, strict=True):
         np.testing.assert_allclose(weight, one.weight, rtol=1e-5, atol=1e-6)
     assert mode == "eager" or runner.compilations == 1
+
+
+class ChildTuningSGD(ChildTuning, keras.optimizers.SGD):
+    pass
+
+
+def test_gradients_of_the_free_child_are_divided_by_its_fraction():
+    """Seen where the base goes by their size, as Adam does not."""
+    moved = trained(ChildTuningSGD(RATE, fraction=0.4, seed=5), steps=1).weights()
+    for index, (before, gradient) in enumerate(zip(start(), gradients(0), strict=True)):
+        mask = to_numpy(chosen(random_bits(5 + index, 0, gradient.shape), 0.4))
+        expected = before - RATE * gradient * mask / 0.4
+        np.testing.assert_allclose(moved[index], expected, rtol=1e-6)
 
 
 def test_a_fraction_of_one_equals_the_base_to_the_bit():
