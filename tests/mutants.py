@@ -412,13 +412,6 @@ MUTANTS = [
         "optimizers/test_subnetwork.py optimizers/test_mixing.py",
     ),
     Mutant(
-        "each micro-step of accumulation selects once more",
-        "optimizers/dps/subnetwork.py",
-        "ops.logical_and(updated, begins)",
-        "begins",
-        "optimizers/test_mixing.py optimizers/test_subnetwork.py",
-    ),
-    Mutant(
         "the gradients of the dropped columns are clipped with the others",
         "optimizers/dps/mixing.py",
         "ops.where(computed_once(self._mask(index)), gradient, 0.0)",

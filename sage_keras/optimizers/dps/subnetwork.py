@@ -153,6 +153,7 @@ class SubnetworkSelection(PartialTraining):
         """Selects the subnetworks when stage I is over."""
         super()._end_step(updated)
         begins = ops.equal(self._step_of_cycle(), self.stage_steps)
+        # A micro-step of accumulation would select the same once more.
         self._begin_stage_two(ops.logical_and(updated, begins))
 
     @property
